@@ -1,0 +1,1 @@
+"""Engines behind one contract: the only place that knows SGLang and torch."""

@@ -1,0 +1,118 @@
+"""The contract of an engine: token ids in, token ids out, and nothing else about how they are made.
+
+An engine is loaded in its process's main thread with no event loop running (SGLang wants it so), then used from the
+actor's loop. Everything above it, the base class, the router, the supervisor, cannot tell which engine it is.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Literal
+
+from msgspec import Struct
+
+from messages.frames import Finish
+from messages.lifecycle import Child, StageName
+from messages.work import Bootstrap, Sampling
+
+Disaggregation = Literal["null", "prefill", "decode"]
+
+Report = Callable[[StageName, str], None]
+"""Called while loading, at the begin of each stage, with a word on it."""
+
+Emit = Callable[[bytes, Finish | None], None]
+"""Called with packed token ids as they come, and with the finish exactly once, last; never after it."""
+
+
+class LoadError(Exception):
+    """The engine cannot be loaded; the text says why in one line (no such model, out of memory, ...)."""
+
+
+class ConfigurationError(LoadError):
+    """The engine's own arguments are wrong: starting again cannot mend it."""
+
+
+class EngineDiedError(Exception):
+    """The engine's own process is gone; the actor must end."""
+
+
+class EngineInfo(Struct, kw_only=True):
+    """What is known of an engine once it is loaded; the registration carries it on. Blocks are KV blocks."""
+
+    name: str
+    version: str
+    context_length: int
+    vocab_size: int
+    block_size: int
+    total_blocks: int
+    max_running: int
+    dp_ranks: int = 1
+    bootstrap_port: int | None = None
+
+
+class Figures(Struct, kw_only=True):
+    """How loaded an engine is now; `steps` counts the batch outputs received from it."""
+
+    steps: int
+    queued: int
+    kv_used: int
+    kv_total: int
+
+
+class Generation(Struct, kw_only=True):
+    """One stream asked of an engine; `prompt` is packed token ids, `key` unique among those under way."""
+
+    key: str
+    prompt: bytes
+    sampling: Sampling
+    bootstrap: Bootstrap | None = None
+
+
+class Engine(ABC):
+    """One engine in one process."""
+
+    @abstractmethod
+    def load(self, report: Report) -> EngineInfo:
+        """Load, blocking, in the main thread, with no loop running. Raises LoadError or ConfigurationError."""
+
+    @abstractmethod
+    async def warm_up(self) -> None:
+        """Generate real tokens once on every DP rank, so that the first client pays for nothing.
+
+        A prefill or decode engine does it against SGLang's fake bootstrap host. Raises LoadError if no token came.
+        """
+
+    @abstractmethod
+    async def generate(self, asked: Generation, emit: Emit) -> None:
+        """Run one stream to its end, emitting as tokens come; return after the finish has been emitted.
+
+        A failure is a finish with the reason "error" and a code, never an exception; cancelling the task aborts.
+        A decode engine that dies midway raises EngineDiedError.
+        """
+
+    @abstractmethod
+    def abort(self, key: str) -> None:
+        """Stop one stream; its finish has the reason "abort". Does nothing if it is unknown."""
+
+    @abstractmethod
+    def figures(self) -> Figures:
+        """Tell how loaded the engine is; cheap, for heartbeats."""
+
+    @abstractmethod
+    def children(self) -> list[Child]:
+        """Tell how the engine's own processes are, from /proc; none if it has none."""
+
+    @abstractmethod
+    def alive(self) -> bool:
+        """Tell whether the engine can still generate (its own processes are there)."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Free everything; the process ends afterwards."""
+
+    def inject(self, fault: str, seconds: float) -> None:
+        """Show a fault on purpose (drills only). Raises ValueError for one that this engine cannot show."""
+        raise ValueError(f"this engine cannot show the fault {fault!r}")
+
+    def check(self, asked: Generation) -> str | None:
+        """Say why a stream cannot be run (out-of-vocabulary ids kill SGLang), or None if it can."""
+        return None

@@ -1,0 +1,405 @@
+"""The one way onto NATS: a connection with settings that suit us, requests with named errors, watches made anew.
+
+nats-py's defaults notice a dead link after minutes and give up after 60 attempts. Here a dead link is noticed
+within three seconds, reconnecting never ends, buffers are bounded, and what is dropped is counted and told.
+"""
+
+import asyncio
+import contextlib
+import logging
+import ssl
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, Final
+
+import nats
+import nats.errors
+import nats.js.errors
+from nats.aio.client import Client as Nc
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.js import JetStreamContext
+from nats.js.api import KeyValueConfig, StreamConfig
+from nats.js.kv import KeyValue
+
+from messages.config import Nats
+
+log = logging.getLogger("troupe.bus")
+
+PING_SECONDS: Final = 1
+PINGS_OUTSTANDING: Final = 2
+PENDING_BYTES: Final = 16 << 20
+RECONNECT_SECONDS: Final = 0.1
+QUEUE: Final = "q"
+EVENT_DAYS: Final = 7
+EVENT_LIMIT: Final = 100_000
+
+Callback = Callable[[Msg], Awaitable[None]]
+
+
+class BusError(Exception):
+    """The bus cannot be used as asked; the text says what is wrong and what would be right."""
+
+
+class NobodyThereError(BusError):
+    """No one is subscribed to the subject: told at once by the server, never by a time-out."""
+
+
+class SilentError(BusError):
+    """Somebody is subscribed but did not answer in time."""
+
+
+class TakenError(BusError):
+    """A compare-and-set found another value than the one expected."""
+
+
+class ServiceError(Exception):
+    """An error answered by the other side, with HTTP's code for it."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.message = message
+
+
+def error_headers(code: int, message: str) -> dict[str, str]:
+    """Make the headers of an error answer (ADR-32); header values can hold neither line breaks nor other than ASCII."""
+    clean = " ".join(message.split()).encode("ascii", "replace").decode()
+    return {"Nats-Service-Error-Code": str(code), "Nats-Service-Error": clean[:1_024]}
+
+
+class Bus:
+    """A connection to NATS.
+
+    `on_lost` and `on_back` are called when the connection breaks and when it is there again (subscriptions are already
+    replayed then). `reconnects` and `dropped` count what happened; `down_since` is monotonic time, None while connected.
+    """
+
+    def __init__(self, nc: Nc, urls: list[str]) -> None:
+        self._nc = nc
+        self.urls = urls
+        self.reconnects = 0
+        self.dropped = 0
+        self.down_since: float | None = None
+        self.closed = asyncio.Event()
+        self._lost: list[Callable[[], None]] = []
+        self._back: list[Callable[[], None]] = []
+        self._watchers: set[KeyValue.KeyWatcher] = set()
+        self._js: JetStreamContext | None = None
+        self._last_error = ""
+        self._told_at = 0.0
+
+    @classmethod
+    async def connect(cls, config: Nats, *, name: str, wait: float = 30.0) -> "Bus":
+        """Connect, waiting up to `wait` seconds for a server to be there and saying what is waited for.
+
+        Raises BusError with the last thing that went wrong.
+        """
+        urls = config.urls
+        if not urls:
+            raise BusError("no NATS URL: the configuration has none and none was given with --nats")
+        nc = Nc()
+        bus = cls(nc, urls)
+        options: dict[str, Any] = {
+            "servers": urls,
+            "name": name,
+            "error_cb": bus._on_error,
+            "disconnected_cb": bus._on_disconnected,
+            "reconnected_cb": bus._on_reconnected,
+            "closed_cb": bus._on_closed,
+            "connect_timeout": 2,
+            "reconnect_time_wait": RECONNECT_SECONDS,
+            "max_reconnect_attempts": -1,
+            "ping_interval": PING_SECONDS,
+            "max_outstanding_pings": PINGS_OUTSTANDING,
+            "pending_size": PENDING_BYTES,
+            "flush_timeout": 5,
+            "drain_timeout": 5,
+        }
+        if config.user is not None:
+            options |= {"user": config.user, "password": config.password or ""}
+        if config.credentials is not None:
+            options["user_credentials"] = config.credentials
+        if config.tls is not None:
+            options["tls"] = _tls(config)
+        try:
+            async with asyncio.timeout(wait):
+                await nc.connect(**options)
+        except TimeoutError:
+            await _give_up(nc)
+            why = bus._last_error or "no answer"
+            raise BusError(f"no NATS server at {', '.join(urls)} within {wait:g} s: {why}") from None
+        except (OSError, nats.errors.Error, ValueError) as error:
+            await _give_up(nc)
+            raise BusError(f"cannot connect to NATS at {', '.join(urls)}: {error or type(error).__name__}") from None
+        return bus
+
+    @property
+    def max_payload(self) -> int:
+        """The largest message that the server takes, in bytes."""
+        return int(self._nc.max_payload)
+
+    @property
+    def connected(self) -> bool:
+        """Whether the connection is up at this moment."""
+        return self._nc.is_connected
+
+    def on_lost(self, call: Callable[[], None]) -> None:
+        """Call back whenever the connection breaks."""
+        self._lost.append(call)
+
+    def on_back(self, call: Callable[[], None]) -> None:
+        """Call back whenever the connection is there again."""
+        self._back.append(call)
+
+    def inbox(self) -> str:
+        """Make a subject of our own for answers."""
+        return self._nc.new_inbox()
+
+    async def publish(
+        self, subject: str, payload: bytes = b"", *, reply: str = "", headers: dict[str, str] | None = None
+    ) -> None:
+        """Publish; while disconnected into a bounded buffer. Raises BusError when it is full or the message too large."""
+        try:
+            await self._nc.publish(subject, payload, reply=reply, headers=headers)
+        except nats.errors.OutboundBufferLimitError:
+            raise BusError(f"NATS is away and the buffer of {PENDING_BYTES} bytes is full") from None
+        except nats.errors.MaxPayloadError:
+            raise ServiceError(413, f"{len(payload)} bytes are more than the {self.max_payload} that NATS takes") from None
+        except (nats.errors.ConnectionClosedError, nats.errors.ConnectionDrainingError):
+            raise BusError("the connection to NATS is closed") from None
+
+    async def request(
+        self, subject: str, payload: bytes = b"", *, timeout: float, headers: dict[str, str] | None = None
+    ) -> Msg:
+        """Ask and wait for the one answer.
+
+        Raises NobodyThereError at once when no one is subscribed, SilentError after `timeout` seconds,
+        ServiceError for an error answer, BusError when there is no connection.
+        """
+        try:
+            answer = await self._nc.request(subject, payload, timeout=timeout, headers=headers)
+        except nats.errors.NoRespondersError:
+            raise NobodyThereError(f"nobody listens on {subject}") from None
+        except nats.errors.TimeoutError:
+            raise SilentError(f"no answer on {subject} within {timeout:g} s") from None
+        except nats.errors.MaxPayloadError:
+            raise ServiceError(413, f"{len(payload)} bytes are more than the {self.max_payload} that NATS takes") from None
+        except nats.errors.Error as error:
+            raise BusError(f"cannot ask {subject}: {error or type(error).__name__}") from None
+        if answer.headers and (code := answer.headers.get("Nats-Service-Error-Code")):
+            raise ServiceError(int(code), answer.headers.get("Nats-Service-Error", ""))
+        return answer
+
+    async def subscribe(
+        self, subject: str, call: Callback, *, queue: str = "", pending: int = 65_536, pending_bytes: int = 256 << 20
+    ) -> Subscription:
+        """Subscribe; the callback gets one message at a time, so it hands off and returns."""
+        return await self._nc.subscribe(
+            subject, queue=queue, cb=call, pending_msgs_limit=pending, pending_bytes_limit=pending_bytes
+        )
+
+    async def flush(self, timeout: float = 5.0) -> None:
+        """Wait until the server has taken in all that was sent; raises BusError if it does not answer in time."""
+        try:
+            await self._nc.flush(timeout=timeout)
+        except (nats.errors.Error, TimeoutError) as error:
+            raise BusError(f"NATS did not answer a ping: {error or type(error).__name__}") from None
+
+    async def require_jetstream(self) -> None:
+        """Raise BusError with a plain sentence if the server has no JetStream."""
+        try:
+            await self._jetstream().account_info()
+        except (nats.js.errors.ServiceUnavailableError, nats.errors.NoRespondersError):
+            raise BusError(
+                f"the NATS server at {', '.join(self.urls)} has no JetStream; start it with -js "
+                "(or leave nats.url out to use the embedded server)"
+            ) from None
+        except nats.js.errors.APIError as error:
+            raise BusError(f"JetStream at {', '.join(self.urls)} is not usable: {error.description}") from None
+        except (nats.errors.Error, TimeoutError) as error:
+            raise BusError(f"JetStream at {', '.join(self.urls)} does not answer: {type(error).__name__}") from None
+
+    async def bucket(self, name: str) -> "Bucket":
+        """Open a key-value bucket, making it if it is not there."""
+        js = self._jetstream()
+        try:
+            try:
+                return Bucket(self, await js.key_value(name))
+            except nats.js.errors.BucketNotFoundError:
+                return Bucket(self, await js.create_key_value(KeyValueConfig(bucket=name, history=1)))
+        except (nats.errors.Error, TimeoutError) as error:
+            raise BusError(f"cannot open the bucket {name}: {error or type(error).__name__}") from None
+
+    async def ensure_stream(self, name: str, subjects: list[str]) -> None:
+        """Make the stream that keeps events, if it is not there; the oldest go after a week or a hundred thousand."""
+        config = StreamConfig(name=name, subjects=subjects, max_age=EVENT_DAYS * 86_400, max_msgs=EVENT_LIMIT)
+        try:
+            await self._jetstream().add_stream(config)
+        except nats.js.errors.BadRequestError:
+            return
+        except (nats.errors.Error, TimeoutError) as error:
+            raise BusError(f"cannot make the stream {name}: {error or type(error).__name__}") from None
+
+    async def close(self) -> None:
+        """Send what is buffered and close; never waits longer than a few seconds."""
+        with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
+            if self._nc.is_connected:
+                await self._nc.flush(timeout=2)
+        with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
+            await self._nc.close()
+
+    async def drain(self) -> None:
+        """Let every subscription finish what it has, then close."""
+        try:
+            await self._nc.drain()
+        except nats.errors.Error:
+            await self.close()
+
+    def _jetstream(self) -> JetStreamContext:
+        if self._js is None:
+            self._js = self._nc.jetstream(timeout=5)
+        return self._js
+
+    async def _on_error(self, error: Exception) -> None:
+        if isinstance(error, nats.errors.SlowConsumerError):
+            self.dropped += 1
+        self._last_error = str(error) or type(error).__name__
+        now = time.monotonic()
+        if now - self._told_at >= 5:
+            self._told_at = now
+            waiting = "" if self._nc.is_connected else f"waiting for NATS at {', '.join(self.urls)}: "
+            log.warning("%s%s", waiting, self._last_error)
+
+    async def _on_disconnected(self) -> None:
+        if self.down_since is None:
+            self.down_since = time.monotonic()
+            log.warning("connection to NATS lost")
+        for call in self._lost:
+            call()
+
+    async def _on_reconnected(self) -> None:
+        self.down_since = None
+        self.reconnects += 1
+        log.info("connected to NATS again at %s", self._nc.connected_url.netloc if self._nc.connected_url else "?")
+        for watcher in list(self._watchers):
+            self._watchers.discard(watcher)
+            _stop_now(watcher)
+        for call in self._back:
+            call()
+
+    async def _on_closed(self) -> None:
+        self.closed.set()
+
+
+class Bucket:
+    """One key-value bucket: reads, compare-and-set, and views that survive a reconnect."""
+
+    def __init__(self, bus: Bus, kv: KeyValue) -> None:
+        self._bus = bus
+        self._kv = kv
+
+    async def get(self, key: str) -> tuple[bytes, int] | None:
+        """Return (value, revision), or None if the key is not there."""
+        with _errors():
+            try:
+                entry = await self._kv.get(key)
+            except nats.js.errors.KeyNotFoundError:
+                return None
+            return entry.value or b"", entry.revision or 0
+
+    async def put(self, key: str, value: bytes) -> int:
+        """Write, whatever was there; return the new revision."""
+        with _errors():
+            return await self._kv.put(key, value)
+
+    async def create(self, key: str, value: bytes) -> int:
+        """Write if the key is not there (or was deleted); raises TakenError if it is."""
+        with _errors():
+            return await self._kv.create(key, value)
+
+    async def update(self, key: str, value: bytes, revision: int) -> int:
+        """Write if the revision is still the one expected; raises TakenError if not."""
+        with _errors():
+            return await self._kv.update(key, value, last=revision)
+
+    async def delete(self, key: str, revision: int | None = None) -> None:
+        """Delete, if given a revision only where it is still that one (TakenError if not)."""
+        with _errors():
+            await self._kv.delete(key, last=revision)
+
+    async def keep(
+        self,
+        keys: str,
+        whole: Callable[[dict[str, bytes]], None],
+        change: Callable[[str, bytes | None], None],
+    ) -> None:
+        """Tell the owner of what is in the bucket, for ever: `whole` with all of it, then `change` for each change.
+
+        After a reconnect the watch is made anew and `whole` is called again: a watch that is left alone can deliver
+        its next change many seconds late. A value of None is a deletion. Run it in a task group; it ends only by
+        being cancelled.
+        """
+        while True:
+            try:
+                watcher = await self._kv.watch(keys)
+            except (nats.errors.Error, nats.js.errors.Error, TimeoutError) as error:
+                log.warning("cannot watch %s: %s; trying again", keys, error or type(error).__name__)
+                await asyncio.sleep(0.2)
+                continue
+            self._bus._watchers.add(watcher)
+            try:
+                values: dict[str, bytes] | None = {}
+                async for entry in watcher:
+                    if entry is None:
+                        if values is not None:
+                            whole(values)
+                        values = None
+                        continue
+                    gone = entry.operation is not None
+                    if values is None:
+                        change(entry.key, None if gone else entry.value or b"")
+                    elif gone:
+                        values.pop(entry.key, None)
+                    else:
+                        values[entry.key] = entry.value or b""
+            finally:
+                self._bus._watchers.discard(watcher)
+                with contextlib.suppress(Exception):
+                    await asyncio.shield(watcher.stop())
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
+    try:
+        yield
+    except nats.js.errors.KeyWrongLastSequenceError:
+        raise TakenError("somebody else has changed the key") from None
+    except (nats.errors.Error, TimeoutError) as error:
+        raise BusError(f"the key-value bucket did not answer: {error or type(error).__name__}") from None
+
+
+def _stop_now(watcher: KeyValue.KeyWatcher) -> None:
+    """End a watcher's iteration without waiting for the server; its owner unsubscribes."""
+    while True:
+        try:
+            watcher._updates.put_nowait(KeyValue.KeyWatcher.STOP_ITER)
+            return
+        except asyncio.QueueFull:
+            watcher._updates.get_nowait()
+
+
+async def _give_up(nc: Nc) -> None:
+    with contextlib.suppress(Exception):
+        await nc.close()
+
+
+def _tls(config: Nats) -> ssl.SSLContext:
+    assert config.tls is not None
+    try:
+        context = ssl.create_default_context(cafile=config.tls.ca)
+        if config.tls.cert:
+            context.load_cert_chain(config.tls.cert, config.tls.key)
+    except OSError as error:
+        raise BusError(f"nats.tls: {error}") from None
+    return context

@@ -1,0 +1,312 @@
+"""The configuration of a cluster: YAML into typed structs, with errors that say where, what and what would be right."""
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from messages.ids import ROLES, Role, Slot, alias_of, check_token
+
+Seconds = Annotated[float, Meta(gt=0)]
+Count = Annotated[int, Meta(ge=0)]
+Port = Annotated[int, Meta(ge=0, lt=65_536)]
+
+
+class ConfigError(Exception):
+    """A configuration that cannot be used; the text says where, what is wrong and what would be right."""
+
+
+class Written(Struct, kw_only=True, forbid_unknown_fields=True):
+    """Base of all that people write: every field by name, unknown fields refused."""
+
+
+class Tls(Written, kw_only=True):
+    """Files for TLS to NATS: the authority to trust, and a certificate and key of our own."""
+
+    ca: str | None = None
+    cert: str | None = None
+    key: str | None = None
+
+
+class Nats(Written, kw_only=True):
+    """Which NATS server to use; without a URL the supervisor starts one of its own on a free loopback port."""
+
+    url: str | list[str] = []
+    user: str | None = None
+    password: str | None = None
+    credentials: str | None = None
+    tls: Tls | None = None
+    port: Port = 0
+    max_payload: Annotated[int, Meta(ge=65_536, le=67_108_864)] = 8_388_608
+    grace: Seconds = 30.0
+
+    @property
+    def urls(self) -> list[str]:
+        """The server's URLs; none for a server of our own."""
+        return [self.url] if isinstance(self.url, str) else self.url
+
+
+class Http(Written, kw_only=True):
+    """Where a model's processors answer HTTP; they share the port (0: a free one), off with `enabled: false`."""
+
+    enabled: bool = True
+    host: str = "127.0.0.1"
+    port: Port = 8000
+
+
+class Restart(Written, kw_only=True):
+    """When a slot is started again, in OTP's words; every time in seconds.
+
+    At most `intensity` restarts within `period`, after which the slot is failed. Between two starts `backoff`,
+    doubled each time up to `backoff_max`, with a jitter of a fifth; forgotten after `forget` in ready.
+    `crashes_before_ready` counts apart those that never became ready.
+    """
+
+    type: Literal["permanent", "transient", "temporary"] = "permanent"
+    intensity: Count = 5
+    period: Seconds | None = None
+    backoff: Seconds = 0.2
+    backoff_max: Seconds = 30.0
+    forget: Seconds = 60.0
+    crashes_before_ready: Count = 3
+
+
+class Simulated(Written, kw_only=True):
+    """How the simulated engine behaves: times in seconds, 0 for as fast as it can.
+
+    `ttft` is the time to the first token for a prompt (plus `prefill_per_token` a token), `itl` between two tokens.
+    `vocab_size` is read from the tokenizer unless set. `load` is how long loading takes.
+    """
+
+    ttft: Annotated[float, Meta(ge=0)] = 0.02
+    prefill_per_token: Annotated[float, Meta(ge=0)] = 0.0
+    itl: Annotated[float, Meta(ge=0)] = 0.005
+    load: Annotated[float, Meta(ge=0)] = 0.0
+    vocab_size: Annotated[int, Meta(ge=2)] | None = None
+    block_size: Annotated[int, Meta(ge=1)] = 16
+    total_blocks: Annotated[int, Meta(ge=1)] = 65_536
+    eos_every: Count = 0
+
+
+class Part(Written, kw_only=True):
+    """One role in a model's cast: how many slots, what each takes, and how it is started.
+
+    `args` are SGLang's own arguments (any name of its ServerArgs) for this role; `gpus` are the indices a slot owns,
+    one list for each slot. `min_ready` is how many must be ready for the gate to stay open.
+    """
+
+    count: Count = 1
+    capacity: Annotated[int, Meta(ge=1)] = 64
+    min_ready: Count = 1
+    args: dict[str, Any] = {}
+    env: dict[str, str] = {}
+    gpus: list[list[Count]] = []
+    spawn: Literal["auto", "prefork", "plain"] = "auto"
+    load_deadline: Seconds | None = None
+    drain_deadline: Seconds = 30.0
+    restart: Restart | None = None
+    http: Http | None = None
+
+
+class Limits(Written, kw_only=True):
+    """Bounds of a processor: requests held at a closed gate, requests in flight, bytes of one request, seconds of one."""
+
+    queued: Count = 1_000
+    in_flight: Annotated[int, Meta(ge=1)] = 4_096
+    body_bytes: Annotated[int, Meta(ge=1_024)] = 4_194_304
+    timeout: Seconds = 600.0
+    retry_after: Seconds = 2.0
+
+
+class Model(Written, kw_only=True):
+    """One served model: its files, its engine and its cast.
+
+    `path` is a folder (from the configuration's folder, if relative) or a Hugging Face id. `tokenizer` is the folder or
+    file with `tokenizer.json` where that is not in `path`. `alias` stands for the name in subjects and slots.
+    """
+
+    name: Annotated[str, Meta(min_length=1, max_length=256)]
+    path: str | None = None
+    alias: str | None = None
+    engine: Literal["sglang", "simulated"] = "sglang"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    tokenizer: str | None = None
+    engine_tokenizer: bool = True
+    chat_template: str | None = None
+    reasoning_parser: str | None = None
+    tool_call_parser: str | None = None
+    context_length: Annotated[int, Meta(ge=1)] | None = None
+    args: dict[str, Any] = {}
+    env: dict[str, str] = {}
+    simulated: Simulated = field(default_factory=Simulated)
+    limits: Limits = field(default_factory=Limits)
+    load_deadline: Seconds = 600.0
+    cast: dict[Role, Part]
+
+    @property
+    def slug(self) -> str:
+        """The alias as subjects and slots carry it."""
+        return self.alias if self.alias is not None else alias_of(self.name)
+
+
+class Cluster(Written, kw_only=True):
+    """A whole cluster: its name (the prefix of its subjects), its folder, its NATS, its models."""
+
+    cluster: str = "troupe"
+    state: str = ".troupe"
+    nats: Nats = field(default_factory=Nats)
+    restart: Restart = field(default_factory=Restart)
+    drills: Literal["allowed", "refused"] = "refused"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    models: Annotated[list[Model], Meta(min_length=1)]
+
+
+def read(path: Path) -> Cluster:
+    """Read and check a configuration file; relative paths in it are taken from the file's own folder.
+
+    Raises ConfigError with the file's name, the path inside it and the nearest right name.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    try:
+        return parse(data, path.parent)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def parse(data: bytes, folder: Path) -> Cluster:
+    """Decode and check a configuration; `folder` is what its relative paths start from. Raises ConfigError."""
+    try:
+        cluster = msgspec.yaml.decode(data, type=Cluster)
+    except msgspec.ValidationError as error:
+        raise ConfigError(_explain(str(error))) from None
+    except msgspec.DecodeError as error:
+        raise ConfigError(f"not YAML: {error}") from None
+    for model in cluster.models:
+        model.path = _placed(model.path, folder)
+        model.tokenizer = _placed(model.tokenizer, folder)
+        model.chat_template = _placed(model.chat_template, folder)
+    check(cluster)
+    return cluster
+
+
+def check(cluster: Cluster) -> None:
+    """Check what types cannot say; raise ConfigError for the first thing that is wrong."""
+    _checked_token(cluster.cluster, "cluster")
+    seen: dict[str, str] = {}
+    for at, model in enumerate(cluster.models):
+        where = f"models[{at}]"
+        _checked_token(model.slug, f"{where}.alias")
+        if other := seen.get(model.slug):
+            raise ConfigError(
+                f"{where}: {model.name!r} and {other!r} both have the alias {model.slug!r}; give one of them an `alias`"
+            )
+        seen[model.slug] = model.name
+        _check_model(model, where)
+
+
+def _check_model(model: Model, where: str) -> None:
+    if not model.cast.get("processor"):
+        raise ConfigError(f"{where}.cast: there is no processor; every model needs at least one")
+    if "decode" not in model.cast:
+        raise ConfigError(f"{where}.cast: there is no decode; without prefill it runs aggregated, without decode nothing")
+    for role in ("encoder", "publisher"):
+        if role in model.cast:
+            raise ConfigError(f"{where}.cast.{role}: this role cannot be cast yet; processor, prefill and decode can")
+    if model.engine == "sglang" and model.path is None:
+        raise ConfigError(f"{where}.path: missing; SGLang needs a model folder or a Hugging Face id")
+    if model.engine == "simulated" and model.tokenizer is None and model.path is None:
+        raise ConfigError(f"{where}.tokenizer: missing; the processor needs a folder with tokenizer.json")
+    for role, part in model.cast.items():
+        spot = f"{where}.cast.{role}"
+        if part.min_ready > part.count:
+            raise ConfigError(f"{spot}.min_ready: {part.min_ready} is more than count ({part.count})")
+        if part.gpus and len(part.gpus) != part.count:
+            raise ConfigError(f"{spot}.gpus: {len(part.gpus)} lists for {part.count} slots; give each slot its own list")
+        if part.http and role != "processor":
+            raise ConfigError(f"{spot}.http: only processors have an HTTP door")
+
+
+def slots_of(cluster: Cluster) -> dict[str, tuple[Model, Slot]]:
+    """List every slot of a cluster by name, in starting order: what computes first, what admits requests last."""
+    order: tuple[Role, ...] = ("encoder", "prefill", "decode", "publisher", "processor")
+    return {
+        str(slot): (model, slot)
+        for model in cluster.models
+        for role in order
+        if role in model.cast
+        for slot in (Slot(model.slug, role, index) for index in range(model.cast[role].count))
+    }
+
+
+def find_slot(cluster: Cluster, name: str) -> tuple[Model, Slot]:
+    """Find a slot by its name; raise ConfigError with the names there are if it is none of them."""
+    slots = slots_of(cluster)
+    if name not in slots:
+        raise ConfigError(f"there is no slot {name!r}; {_nearest(name, list(slots))}")
+    return slots[name]
+
+
+def _placed(path: str | None, folder: Path) -> str | None:
+    """Resolve a relative path from the configuration's folder; leave alone what is no file there (a hub's id)."""
+    if path is None or Path(path).is_absolute():
+        return path
+    placed = folder / path
+    return str(placed.resolve()) if placed.exists() or path.startswith((".", "/")) else path
+
+
+def _checked_token(text: str, where: str) -> None:
+    try:
+        check_token(text, "the name")
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+_UNKNOWN = re.compile(r"Object contains unknown field `(?P<name>[^`]*)`(?: - at `\$\.?(?P<path>[^`]*)`)?")
+_WRONG = re.compile(r"(?P<what>.*?)(?: - at `(?:key in )?\$\.?(?P<path>[^`]*)`)?", re.DOTALL)
+
+
+def _explain(text: str) -> str:
+    """Turn msgspec's sentence into ours: the path first, and for an unknown field the nearest known one."""
+    if unknown := _UNKNOWN.fullmatch(text):
+        name, path = unknown["name"], unknown["path"] or ""
+        return f"{path + '.' if path else ''}{name}: unknown; {_nearest(name, _fields_at(path))}"
+    wrong = _WRONG.fullmatch(text)
+    if not wrong or not wrong["path"]:
+        return text
+    return f"{wrong['path']}: {wrong['what'][0].lower()}{wrong['what'][1:]}"
+
+
+def _fields_at(path: str) -> list[str]:
+    """List the fields that the struct at a path of the configuration may have."""
+    kind: Any = Cluster
+    for step in [part for part in re.split(r"\.|\[\.\.\.\]|\[\d+\]", path) if part]:
+        if kind is None:
+            return []
+        found = {field.encode_name: field.type for field in msgspec.structs.fields(kind)}.get(step)
+        kind = _struct_in(found)
+    return [field.encode_name for field in msgspec.structs.fields(kind)] if kind is not None else []
+
+
+def _struct_in(kind: Any) -> Any:
+    """Find the one struct of ours inside a type such as `list[Model]` or `Restart | None`."""
+    if isinstance(kind, type) and issubclass(kind, Struct):
+        return kind
+    for inner in getattr(kind, "__args__", ()):
+        if (found := _struct_in(inner)) is not None:
+            return found
+    return None
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    listed = f"known are {', '.join(known[:40])}" if known else "nothing is known there"
+    return f"did you mean {close[0]!r}? {listed}" if close else listed
+
+
+__all__ = ["ROLES", "Cluster", "ConfigError", "Model", "Part", "check", "find_slot", "parse", "read", "slots_of"]

@@ -1,0 +1,177 @@
+"""The life of an actor in messages: its states, registration, heartbeat, loading stages, events and exit codes."""
+
+from enum import IntEnum, StrEnum
+from typing import Any, Final, Literal
+
+from msgspec import Struct
+
+from messages.ids import Role
+
+LEASE: Final = 3.0
+HEARTBEAT_PERIOD: Final = 0.5
+
+
+class State(StrEnum):
+    """Where an actor is in its life."""
+
+    STARTING = "starting"
+    LOADING = "loading"
+    REGISTERING = "registering"
+    READY = "ready"
+    DRAINING = "draining"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+TRANSITIONS: Final[dict[State, frozenset[State]]] = {
+    State.STARTING: frozenset({State.LOADING, State.STOPPED, State.FAILED}),
+    State.LOADING: frozenset({State.REGISTERING, State.STOPPED, State.FAILED}),
+    State.REGISTERING: frozenset({State.READY, State.STOPPED, State.FAILED}),
+    State.READY: frozenset({State.DRAINING, State.FAILED}),
+    State.DRAINING: frozenset({State.STOPPED, State.FAILED}),
+    State.STOPPED: frozenset(),
+    State.FAILED: frozenset(),
+}
+
+
+class Exit(IntEnum):
+    """Why an actor's process ended, as its exit code; anything else, or a signal, is a crash of unknown cause."""
+
+    OK = 0
+    INTERNAL = 1
+    CONFIG = 10
+    BUS = 11
+    LOAD = 12
+    WARM_UP = 13
+    REGISTER = 14
+    BUS_LOST = 15
+    ENGINE_DIED = 16
+    DRAIN_DEADLINE = 17
+    ABORTED = 18
+    LOAD_DEADLINE = 19
+
+
+NOT_RETRIED: Final = frozenset({Exit.CONFIG, Exit.WARM_UP})
+"""Exits that starting again cannot mend: they need a person."""
+
+
+class ExitNote(Struct, kw_only=True):
+    """What an actor writes to `exit.json` in its slot's folder before every exit that it means."""
+
+    generation: int
+    code: int
+    reason: str
+
+
+StageName = Literal["start", "import", "weights", "kv_pool", "warm_up"]
+
+
+class Stage(Struct, kw_only=True, omit_defaults=True):
+    """One line of JSON on the pipe from a loading actor to whoever started it; `seconds` is the time since its start.
+
+    The pipe is a named one in the slot's folder, so that a supervisor that comes later can go on reading.
+    """
+
+    generation: int
+
+    stage: StageName
+    seconds: float
+    detail: str = ""
+
+
+class Registration(Struct, kw_only=True, omit_defaults=True):
+    """What a slot's owner says of itself in the registry; the routers and the gate go by it.
+
+    `capacity` is the number of requests it takes at once. `bootstrap` is (host, port), prefill's alone. `http` is the
+    address of a processor's door. `block_size` is in tokens, `total_blocks` the KV pool. `started` is wall-clock time.
+    """
+
+    slot: str
+    role: Role
+    generation: int
+    state: State
+    host: str
+    pid: int
+    model: str = ""
+    alias: str = ""
+    capacity: int = 0
+    context_length: int = 0
+    vocab_size: int = 0
+    block_size: int = 0
+    total_blocks: int = 0
+    dp_ranks: int = 1
+    bootstrap: tuple[str, int] | None = None
+    http: str | None = None
+    engine: str = ""
+    engine_version: str = ""
+    gpus: list[int] = []
+    load_seconds: float = 0.0
+    stages: dict[str, float] = {}
+    started: float = 0.0
+
+
+class Child(Struct, array_like=True):
+    """One process of the engine: its state as /proc has it (R, S, D, T, Z, X for gone) and the CPU time it has spent."""
+
+    pid: int
+    state: str
+    cpu_seconds: float
+
+
+class Heartbeat(Struct, kw_only=True, omit_defaults=True):
+    """The renewal of a lease, with what the routers and the watchers need.
+
+    `steps` counts the batch outputs received from the engine; `prefilling` the requests admitted that have no token
+    yet; `queued` those that the engine holds back; KV use is in blocks.
+    """
+
+    slot: str
+    generation: int
+    state: State
+    in_flight: int = 0
+    queued: int = 0
+    prefilling: int = 0
+    capacity: int = 0
+    steps: int = 0
+    kv_used: int = 0
+    kv_total: int = 0
+    cpu_seconds: float = 0.0
+    rss_bytes: int = 0
+    children: list[Child] = []
+
+
+class Event(Struct, kw_only=True, omit_defaults=True):
+    """Something that happened, as the event stream keeps it; `at` is wall-clock time in seconds since 1970.
+
+    `what` for the topic actor is the new state; for restart: died, respawn, gave_up, stalled, ...; for gate: opened,
+    closed, degraded; for drill: its own words. `planned` tells what was asked for from what befell us.
+    """
+
+    topic: str
+    of: str
+    what: str
+    at: float
+    generation: int = 0
+    reason: str = ""
+    planned: bool = False
+    detail: dict[str, Any] = {}
+
+
+class Control(Struct, kw_only=True, omit_defaults=True):
+    """A control verb's arguments: the request to abort, the fault to show, the deadline in seconds."""
+
+    request: str = ""
+    attempt: int | None = None
+    seconds: float = 0.0
+    fault: str = ""
+    generation: int = 0
+
+
+class Answer(Struct, kw_only=True, omit_defaults=True):
+    """A slot's answer to a control verb."""
+
+    slot: str
+    generation: int
+    state: State
+    done: bool = True
+    message: str = ""
