@@ -127,7 +127,7 @@ def pip(*arguments: str) -> None:
 
 def show(line: str) -> None:
     """Print the part of pip's output that a person waits for: what is downloaded, how large, and when it is unpacked."""
-    if found := re.match(r"\s*(?:Downloading|Using cached|Processing) (\S+?)(?: \(([\d.]+ [kMG]B)\))?\s*$", line):
+    if found := re.match(r"\s*(?:Downloading|Using cached|Processing) (\S+?)(?: \(([\d.]+ [kMG]B)\))?(?: \(from .*\))?\s*$", line):
         name = found[1].rsplit("/", 1)[-1].split("-cp")[0].split("-py")[0].removesuffix(".metadata")
         size = found[2] or megabytes(found[1])
         if size and not size.endswith("kB"):
