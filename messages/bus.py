@@ -7,6 +7,7 @@ within three seconds, reconnecting never ends, buffers are bounded, and what is 
 import asyncio
 import contextlib
 import logging
+import math
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -15,6 +16,7 @@ from typing import Any, Final
 import nats
 import nats.errors
 import nats.js.errors
+import nats.micro
 from nats.aio.client import Client as Nc
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
@@ -31,6 +33,7 @@ PINGS_OUTSTANDING: Final = 2
 PENDING_BYTES: Final = 16 << 20
 RECONNECT_SECONDS: Final = 0.1
 QUEUE: Final = "q"
+VERSION: Final = "0.1.0"
 EVENT_DAYS: Final = 7
 EVENT_LIMIT: Final = 100_000
 
@@ -72,7 +75,7 @@ class Bus:
     """A connection to NATS.
 
     `on_lost` and `on_back` are called when the connection breaks and when it is there again (subscriptions are already
-    replayed then). `reconnects` and `dropped` count what happened; `down_since` is monotonic time, None while connected.
+    replayed then). `reconnects` and `dropped` count what happened; `down_since` is monotonic, None while connected.
     """
 
     def __init__(self, nc: Nc, urls: list[str]) -> None:
@@ -159,13 +162,16 @@ class Bus:
     async def publish(
         self, subject: str, payload: bytes = b"", *, reply: str = "", headers: dict[str, str] | None = None
     ) -> None:
-        """Publish; while disconnected into a bounded buffer. Raises BusError when it is full or the message too large."""
+        """Publish; while disconnected into a bounded buffer.
+
+        Raises BusError when the buffer is full, ServiceError 413 when the message is too large.
+        """
         try:
             await self._nc.publish(subject, payload, reply=reply, headers=headers)
         except nats.errors.OutboundBufferLimitError:
             raise BusError(f"NATS is away and the buffer of {PENDING_BYTES} bytes is full") from None
         except nats.errors.MaxPayloadError:
-            raise ServiceError(413, f"{len(payload)} bytes are more than the {self.max_payload} that NATS takes") from None
+            raise self._too_large(payload) from None
         except (nats.errors.ConnectionClosedError, nats.errors.ConnectionDrainingError):
             raise BusError("the connection to NATS is closed") from None
 
@@ -184,7 +190,7 @@ class Bus:
         except nats.errors.TimeoutError:
             raise SilentError(f"no answer on {subject} within {timeout:g} s") from None
         except nats.errors.MaxPayloadError:
-            raise ServiceError(413, f"{len(payload)} bytes are more than the {self.max_payload} that NATS takes") from None
+            raise self._too_large(payload) from None
         except nats.errors.Error as error:
             raise BusError(f"cannot ask {subject}: {error or type(error).__name__}") from None
         if answer.headers and (code := answer.headers.get("Nats-Service-Error-Code")):
@@ -199,10 +205,15 @@ class Bus:
             subject, queue=queue, cb=call, pending_msgs_limit=pending, pending_bytes_limit=pending_bytes
         )
 
+    async def finish(self, subscription: Subscription) -> None:
+        """Take nothing new on a subscription and wait until what is there has been handled."""
+        with contextlib.suppress(nats.errors.Error):
+            await subscription.drain()  # type: ignore[no-untyped-call]
+
     async def flush(self, timeout: float = 5.0) -> None:
         """Wait until the server has taken in all that was sent; raises BusError if it does not answer in time."""
         try:
-            await self._nc.flush(timeout=timeout)
+            await self._nc.flush(timeout=math.ceil(timeout))
         except (nats.errors.Error, TimeoutError) as error:
             raise BusError(f"NATS did not answer a ping: {error or type(error).__name__}") from None
 
@@ -241,6 +252,10 @@ class Bus:
         except (nats.errors.Error, TimeoutError) as error:
             raise BusError(f"cannot make the stream {name}: {error or type(error).__name__}") from None
 
+    async def announce(self, name: str, metadata: dict[str, str]) -> None:
+        """Answer `$SRV.PING`, `INFO` and `STATS` (ADR-32), so that the stock `nats` tool can list us."""
+        await nats.micro.add_service(self._nc, name=name, version=VERSION, metadata=metadata)
+
     async def close(self) -> None:
         """Send what is buffered and close; never waits longer than a few seconds."""
         with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
@@ -255,6 +270,9 @@ class Bus:
             await self._nc.drain()
         except nats.errors.Error:
             await self.close()
+
+    def _too_large(self, payload: bytes) -> ServiceError:
+        return ServiceError(413, f"{len(payload)} bytes are more than the {self.max_payload} that NATS takes")
 
     def _jetstream(self) -> JetStreamContext:
         if self._js is None:
@@ -307,6 +325,24 @@ class Bucket:
             except nats.js.errors.KeyNotFoundError:
                 return None
             return entry.value or b"", entry.revision or 0
+
+    async def all(self) -> dict[str, bytes]:
+        """Read everything that is in the bucket now."""
+        found: asyncio.Future[dict[str, bytes]] = asyncio.get_running_loop().create_future()
+
+        def whole(values: dict[str, bytes]) -> None:
+            if not found.done():
+                found.set_result(values)
+
+        reading = asyncio.ensure_future(self.keep(">", whole, lambda key, value: None))
+        try:
+            async with asyncio.timeout(5):
+                return await found
+        except TimeoutError:
+            raise BusError("the key-value bucket did not answer within 5 s") from None
+        finally:
+            reading.cancel()
+            await asyncio.wait({reading}, timeout=1)
 
     async def put(self, key: str, value: bytes) -> int:
         """Write, whatever was there; return the new revision."""
@@ -366,7 +402,8 @@ class Bucket:
             finally:
                 self._bus._watchers.discard(watcher)
                 with contextlib.suppress(Exception):
-                    await asyncio.shield(watcher.stop())
+                    if watcher._sub is not None:
+                        await asyncio.shield(watcher._sub.unsubscribe())
 
 
 @contextlib.contextmanager

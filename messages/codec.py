@@ -4,7 +4,7 @@ import sys
 from array import array
 from collections.abc import Iterable
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 
@@ -22,24 +22,26 @@ _SWAP = sys.byteorder == "big"
 @cache
 def json_decoder(kind: Any) -> msgspec.json.Decoder[Any]:
     """Return the one JSON decoder of a struct or union; making one is far dearer than using it."""
-    return msgspec.json.Decoder(kind)
+    decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(kind)
+    return decoder
 
 
 @cache
 def msgpack_decoder(kind: Any) -> msgspec.msgpack.Decoder[Any]:
     """Return the one msgpack decoder of a struct or union."""
-    return msgspec.msgpack.Decoder(kind)
+    decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(kind)
+    return decoder
 
 
 def from_json(data: bytes, kind: type[T]) -> T:
     """Decode JSON into `kind`; raise msgspec.DecodeError (ValidationError names the path) if it does not fit."""
-    result: T = json_decoder(kind).decode(data)
+    result: T = json_decoder(cast(Any, kind)).decode(data)
     return result
 
 
 def from_msgpack(data: bytes, kind: type[T]) -> T:
     """Decode msgpack into `kind`; raise msgspec.DecodeError (ValidationError names the path) if it does not fit."""
-    result: T = msgpack_decoder(kind).decode(data)
+    result: T = msgpack_decoder(cast(Any, kind)).decode(data)
     return result
 
 

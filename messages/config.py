@@ -95,7 +95,8 @@ class Part(Written, kw_only=True):
     """One role in a model's cast: how many slots, what each takes, and how it is started.
 
     `args` are SGLang's own arguments (any name of its ServerArgs) for this role; `gpus` are the indices a slot owns,
-    one list for each slot. `min_ready` is how many must be ready for the gate to stay open.
+    one list for each slot. `min_ready` is how many must be ready for the gate to stay open. `advertise` is the address
+    at which other hosts reach this one (decode reaches prefill's bootstrap server there).
     """
 
     count: Count = 1
@@ -105,6 +106,7 @@ class Part(Written, kw_only=True):
     env: dict[str, str] = {}
     gpus: list[list[Count]] = []
     spawn: Literal["auto", "prefork", "plain"] = "auto"
+    advertise: str = "127.0.0.1"
     load_deadline: Seconds | None = None
     drain_deadline: Seconds = 30.0
     restart: Restart | None = None
@@ -112,7 +114,7 @@ class Part(Written, kw_only=True):
 
 
 class Limits(Written, kw_only=True):
-    """Bounds of a processor: requests held at a closed gate, requests in flight, bytes of one request, seconds of one."""
+    """Bounds of a processor: requests held at a closed gate, requests in flight, bytes and seconds of one."""
 
     queued: Count = 1_000
     in_flight: Annotated[int, Meta(ge=1)] = 4_096
@@ -214,7 +216,9 @@ def _check_model(model: Model, where: str) -> None:
     if not model.cast.get("processor"):
         raise ConfigError(f"{where}.cast: there is no processor; every model needs at least one")
     if "decode" not in model.cast:
-        raise ConfigError(f"{where}.cast: there is no decode; without prefill it runs aggregated, without decode nothing")
+        raise ConfigError(
+            f"{where}.cast: there is no decode; every model needs it (without prefill it runs aggregated)"
+        )
     for role in ("encoder", "publisher"):
         if role in model.cast:
             raise ConfigError(f"{where}.cast.{role}: this role cannot be cast yet; processor, prefill and decode can")
@@ -227,7 +231,7 @@ def _check_model(model: Model, where: str) -> None:
         if part.min_ready > part.count:
             raise ConfigError(f"{spot}.min_ready: {part.min_ready} is more than count ({part.count})")
         if part.gpus and len(part.gpus) != part.count:
-            raise ConfigError(f"{spot}.gpus: {len(part.gpus)} lists for {part.count} slots; give each slot its own list")
+            raise ConfigError(f"{spot}.gpus: {len(part.gpus)} lists for {part.count} slots; each slot has its own")
         if part.http and role != "processor":
             raise ConfigError(f"{spot}.http: only processors have an HTTP door")
 
@@ -240,7 +244,7 @@ def slots_of(cluster: Cluster) -> dict[str, tuple[Model, Slot]]:
         for model in cluster.models
         for role in order
         if role in model.cast
-        for slot in (Slot(model.slug, role, index) for index in range(model.cast[role].count))
+        for slot in (Slot(model.slug, role, number) for number in range(model.cast[role].count))
     }
 
 

@@ -9,19 +9,19 @@ ROLES: Final[tuple[Role, ...]] = get_args(Role)
 
 TOKEN: Final = re.compile(r"[A-Za-z0-9_-]+")
 _NOT_TOKEN: Final = re.compile(r"[^A-Za-z0-9_-]")
-_SLOT: Final = re.compile(r"(?P<alias>[A-Za-z0-9_-]+)-(?P<role>" + "|".join(ROLES) + r")-(?P<index>[0-9]+)")
+_SLOT: Final = re.compile(r"(?P<alias>[A-Za-z0-9_-]+)-(?P<role>" + "|".join(ROLES) + r")-(?P<number>[0-9]+)")
 _INCARNATION: Final = re.compile(r"(?P<slot>.+)-g(?P<generation>[0-9]+)")
 
 
 class Slot(NamedTuple):
-    """A place in a model's cast, unique in the cluster; written `<alias>-<role>-<index>`."""
+    """A place in a model's cast, unique in the cluster; written `<alias>-<role>-<number>`."""
 
     alias: str
     role: Role
-    index: int
+    number: int
 
     def __str__(self) -> str:
-        return f"{self.alias}-{self.role}-{self.index}"
+        return f"{self.alias}-{self.role}-{self.number}"
 
 
 def alias_of(model: str) -> str:
@@ -47,7 +47,7 @@ def parse_slot(text: str) -> Slot:
     if not found:
         raise ValueError(f"{text!r} is no slot; a slot is written <alias>-<role>-<n>, for example demo-decode-0")
     role: Role = next(role for role in ROLES if role == found["role"])
-    return Slot(found["alias"], role, int(found["index"]))
+    return Slot(found["alias"], role, int(found["number"]))
 
 
 def incarnation_of(slot: str, generation: int) -> str:

@@ -111,7 +111,7 @@ class Registration(Struct, kw_only=True, omit_defaults=True):
 
 
 class Child(Struct, array_like=True):
-    """One process of the engine: its state as /proc has it (R, S, D, T, Z, X for gone) and the CPU time it has spent."""
+    """One process of the engine: its state as /proc has it (R, S, D, T, Z; X for gone) and its CPU time so far."""
 
     pid: int
     state: str

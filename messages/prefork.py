@@ -34,7 +34,7 @@ class Spawned(Struct, kw_only=True, tag="spawned"):
 
 
 class Failed(Struct, kw_only=True, tag="failed"):
-    """The actor could not be forked; start it the plain way. `reason` says why (CUDA initialised, extra threads, ...)."""
+    """The actor could not be forked, and why (CUDA initialised, extra threads, ...); start it the plain way."""
 
     slot: str
     generation: int

@@ -184,7 +184,9 @@ TABLE: Final[tuple[Line, ...]] = (
 )
 
 BUCKETS: Final[tuple[Line, ...]] = (
-    Line("<prefix>_registry", "`<role>.<slot>`: who is registered", "actors", "all, by watch", "lifecycle.Registration"),
+    Line(
+        "<prefix>_registry", "`<role>.<slot>`: who is registered", "actors", "all, by watch", "lifecycle.Registration"
+    ),
     Line("<prefix>_registry", "`gen.<slot>`: newest generation", "supervisors", "actors", "a decimal number"),
     Line("<prefix>_gate", "`<alias>`: the model's gate", "the leading supervisor", "all, by watch", "gate.Gate"),
 )

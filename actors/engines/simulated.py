@@ -1,0 +1,339 @@
+"""An engine without a model: deterministic tokens at a chosen pace, for scale, drills and tests.
+
+The next token is a function of the whole sequence so far, so a stream that is continued elsewhere from prompt and
+tokens so far goes on exactly as it would have. Time to first token, time between tokens, KV blocks and the prefix
+cache are simulated; one step serves every running stream, as in a real engine. Prefill and decode meet over TCP
+(`rendezvous`), so that the death of one is felt by the other.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import time
+import zlib
+from collections import OrderedDict, deque
+from pathlib import Path
+from typing import Final
+
+from actors.engines.engine import (
+    ConfigurationError,
+    Disaggregation,
+    Emit,
+    Engine,
+    EngineInfo,
+    Figures,
+    Generation,
+    LoadError,
+    Report,
+)
+from actors.engines.rendezvous import BrokenRendezvousError, DecodeSide, PrefillSide
+from messages.codec import token_count
+from messages.config import Model
+from messages.frames import Finish
+from messages.lifecycle import Child
+
+VERSION: Final = "1"
+CONTEXT: Final = 32_768
+MAX_RUNNING: Final = 1 << 16
+FAULTS: Final = ("hang", "spin", "crash", "slow")
+
+
+class Stream:
+    """One running stream: `crc` is the state from which its next token follows."""
+
+    __slots__ = (
+        "aborted",
+        "blocks",
+        "cached",
+        "crc",
+        "done",
+        "emit",
+        "key",
+        "length",
+        "limit",
+        "made",
+        "prompt",
+        "stops",
+    )
+
+    def __init__(self, asked: Generation, emit: Emit, done: "asyncio.Future[None]", stops: frozenset[int]) -> None:
+        self.key = asked.key
+        self.prompt = asked.prompt
+        self.emit = emit
+        self.done = done
+        self.stops = stops
+        self.crc = zlib.crc32(asked.prompt)
+        self.length = token_count(asked.prompt)
+        self.limit = asked.sampling.max_tokens
+        self.made = 0
+        self.cached = 0
+        self.blocks = 0
+        self.aborted = False
+
+    def finish(self, tokens: bytes, reason: str, code: int = 0, message: str = "", matched: int | None = None) -> None:
+        """Say the last word; the first one counts."""
+        if not self.done.done():
+            self.done.set_result(None)
+            self.emit(tokens, Finish(reason, code, message, self.length, self.made, self.cached, matched))
+
+
+class SimulatedEngine(Engine):
+    """The simulated engine; see the file's head."""
+
+    def __init__(self, model: Model, disaggregation: Disaggregation, *, host: str = "127.0.0.1") -> None:
+        self._model = model
+        self._pace = model.simulated
+        self._side = disaggregation
+        self._host = host
+        self._tokens: list[bytes] = []
+        self._token_ids: list[int] = []
+        self._vocab_size = 0
+        self._eos = -1
+        self._running: dict[str, Stream] = {}
+        self._waiting: deque[Stream] = deque()
+        self._wake = asyncio.Event()
+        self._stepper: asyncio.Task[None] | None = None
+        self._steps = 0
+        self._pool = Pool(self._pace.total_blocks, self._pace.block_size)
+        self._hang_until = 0.0
+        self._slow = (1.0, 0.0)
+        self._prefill_side: PrefillSide | None = None
+        self._decode_side: DecodeSide | None = None
+
+    def load(self, report: Report) -> EngineInfo:
+        """Read the tokenizer's vocabulary and take as long as the configuration says."""
+        report("weights", "simulated")
+        self._read_vocabulary()
+        time.sleep(self._pace.load)
+        report("kv_pool", f"{self._pace.total_blocks} blocks")
+        port = None
+        if self._side == "prefill":
+            self._prefill_side = PrefillSide(self._host)
+            port = self._prefill_side.port
+        if self._side == "decode":
+            self._decode_side = DecodeSide()
+        return EngineInfo(
+            name="simulated",
+            version=VERSION,
+            context_length=self._model.context_length or CONTEXT,
+            vocab_size=self._vocab_size,
+            block_size=self._pace.block_size,
+            total_blocks=self._pace.total_blocks,
+            max_running=MAX_RUNNING,
+            bootstrap_port=port,
+        )
+
+    def _read_vocabulary(self) -> None:
+        """Choose the ids to generate: all but the special ones, so that every stream is text."""
+        special: set[int] = set()
+        size = self._pace.vocab_size
+        folder = self._model.tokenizer or self._model.path
+        if size is None:
+            if folder is None:
+                raise ConfigurationError("the simulated engine needs a tokenizer or simulated.vocab_size")
+            path = Path(folder) / "tokenizer.json" if Path(folder).is_dir() else Path(folder)
+            try:
+                data = json.loads(path.read_bytes())
+                special = {token["id"] for token in data["added_tokens"]}
+                size = max([*data["model"]["vocab"].values(), *special]) + 1
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise LoadError(f"{path}: no tokenizer: {error}") from None
+        self._vocab_size = size
+        self._token_ids = [token for token in range(size) if token not in special]
+        self._tokens = [token.to_bytes(4, "little") for token in self._token_ids]
+        self._eos = min(special, default=-1)
+
+    async def warm_up(self) -> None:
+        """Start the engine's own task and its meeting place."""
+        self._stepper = asyncio.get_running_loop().create_task(self._run())
+        if self._prefill_side is not None:
+            await self._prefill_side.open()
+
+    async def generate(self, asked: Generation, emit: Emit) -> None:
+        """Run one stream to its end."""
+        stops = frozenset() if asked.sampling.ignore_eos else frozenset(asked.sampling.stop_token_ids)
+        stream = Stream(asked, emit, asyncio.get_running_loop().create_future(), stops)
+        self._running[stream.key] = stream
+        try:
+            await self._run_stream(stream, asked)
+        except BrokenRendezvousError as error:
+            stream.finish(b"", "error", 503, str(error))
+        finally:
+            self._running.pop(stream.key, None)
+            self._pool.release(stream)
+            stream.aborted = True
+
+    async def _run_stream(self, stream: Stream, asked: Generation) -> None:
+        meeting = asked.bootstrap
+        if self._side == "prefill" and self._prefill_side is not None and meeting is not None:
+            async with self._prefill_side.room(meeting.room) as room:
+                await self._until(stream, room.reserved())
+                await self._until(stream, self._compute(stream))
+                if not stream.done.done():
+                    room.transferred()
+                    stream.finish(b"", "prefilled")
+            return
+        if self._side == "decode" and self._decode_side is not None and meeting is not None:
+            await self._until(stream, self._decode_side.meet(meeting))
+            stream.cached = stream.length
+        else:
+            await self._until(stream, self._compute(stream))
+        if not stream.done.done():
+            self._waiting.append(stream)
+            self._wake.set()
+            await stream.done
+
+    async def _until(self, stream: Stream, work: "asyncio.Future[None] | None") -> None:
+        """Wait for a part of the work, or for the stream's end if that comes first (an abort)."""
+        if work is None or stream.done.done():
+            return
+        await asyncio.wait({work, stream.done}, return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            work.result()
+        else:
+            work.cancel()
+
+    def _compute(self, stream: Stream) -> "asyncio.Future[None] | None":
+        """Simulate the prompt's computation; what the prefix cache holds costs nothing."""
+        stream.cached = self._pool.admit(stream)
+        seconds = (self._pace.ttft + self._pace.prefill_per_token * (stream.length - stream.cached)) * self._factor()
+        if seconds <= 0:
+            self._steps += 1
+            return None
+        return asyncio.ensure_future(self._wait(seconds))
+
+    async def _wait(self, seconds: float) -> None:
+        await asyncio.sleep(max(seconds, self._hang_until - time.monotonic()))
+        self._steps += 1
+
+    async def _run(self) -> None:
+        """The engine's loop: each step gives every running stream one token."""
+        batch: list[Stream] = []
+        while True:
+            if not batch and not self._waiting:
+                self._wake.clear()
+                await self._wake.wait()
+            pause = self._pace.itl * self._factor()
+            if (hang := self._hang_until - time.monotonic()) > 0:
+                pause = max(pause, hang)
+            await asyncio.sleep(pause)
+            while self._waiting:
+                batch.append(self._waiting.popleft())
+            self._steps += 1
+            for stream in batch:
+                self._step(stream)
+            batch = [stream for stream in batch if not stream.done.done()]
+
+    def _step(self, stream: Stream) -> None:
+        if stream.done.done():
+            return
+        eos_every = self._pace.eos_every
+        stream.made += 1
+        if eos_every and stream.stops and (stream.length + stream.made) % eos_every == 0:
+            matched = min(stream.stops)
+            stream.finish(matched.to_bytes(4, "little"), "stop", matched=matched)
+            return
+        at = stream.crc % len(self._tokens)
+        token = self._tokens[at]
+        stream.crc = zlib.crc32(token, stream.crc)
+        if self._token_ids[at] in stream.stops:
+            stream.finish(token, "stop", matched=self._token_ids[at])
+        elif stream.made >= stream.limit:
+            stream.finish(token, "length")
+        else:
+            stream.emit(token, None)
+
+    def abort(self, key: str) -> None:
+        """Stop one stream."""
+        if (stream := self._running.get(key)) is not None:
+            stream.finish(b"", "abort", 499, "aborted")
+
+    def check(self, asked: Generation) -> str | None:
+        """Refuse what the KV pool could never hold."""
+        needed = self._pool.blocks_for(token_count(asked.prompt))
+        if needed > self._pool.total:
+            return f"the prompt needs {needed} KV blocks of {self._pool.total}"
+        return None
+
+    def figures(self) -> Figures:
+        """Tell how loaded it is."""
+        return Figures(
+            steps=self._steps, queued=len(self._waiting), kv_used=self._pool.used, kv_total=self._pace.total_blocks
+        )
+
+    def children(self) -> list[Child]:
+        """It has no process of its own."""
+        return []
+
+    def alive(self) -> bool:
+        """It lives as long as its loop does."""
+        return self._stepper is None or not self._stepper.done()
+
+    async def close(self) -> None:
+        """End every stream and the meeting place."""
+        for stream in list(self._running.values()):
+            stream.finish(b"", "abort", 499, "the engine closes")
+        if self._stepper is not None:
+            self._stepper.cancel()
+        if self._prefill_side is not None:
+            await self._prefill_side.close()
+        if self._decode_side is not None:
+            await self._decode_side.close()
+
+    def inject(self, fault: str, seconds: float) -> None:
+        """Hang (no steps), spin (the loop blocked), crash (SIGKILL to itself), slow (ten times)."""
+        if fault not in FAULTS:
+            raise ValueError(f"the simulated engine cannot show {fault!r}; it can {', '.join(FAULTS)}")
+        if fault == "crash":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if fault == "hang":
+            self._hang_until = time.monotonic() + seconds
+        if fault == "slow":
+            self._slow = (10.0, time.monotonic() + seconds)
+        if fault == "spin":
+            until = time.monotonic() + seconds
+            while time.monotonic() < until:
+                pass
+
+    def _factor(self) -> float:
+        factor, until = self._slow
+        return factor if time.monotonic() < until else 1.0
+
+
+class Pool:
+    """The KV pool in blocks, with a prefix cache: whole blocks of prompts stay until room is needed, oldest first."""
+
+    def __init__(self, total: int, block_size: int) -> None:
+        self.total = total
+        self.used = 0
+        self._size = block_size * 4
+        self._block = block_size
+        self._cached: OrderedDict[int, None] = OrderedDict()
+
+    def blocks_for(self, tokens: int) -> int:
+        """How many blocks so many tokens take."""
+        return -(-tokens // self._block)
+
+    def admit(self, stream: Stream) -> int:
+        """Take blocks for a prompt; return how many of its tokens were in the cache."""
+        prompt, size = stream.prompt, self._size
+        stream.blocks = self.blocks_for(stream.length)
+        self.used += stream.blocks
+        hits, parent, matching = 0, 0, True
+        for begin in range(0, len(prompt) - size + 1, size):
+            parent = hash((parent, prompt[begin : begin + size]))
+            if parent in self._cached:
+                self._cached.move_to_end(parent)
+                hits += matching
+            else:
+                matching = False
+                self._cached[parent] = None
+        while self._cached and len(self._cached) + self.used > self.total:
+            self._cached.popitem(last=False)
+        return min(hits * self._block, stream.length - 1)
+
+    def release(self, stream: Stream) -> None:
+        """Give a stream's blocks back."""
+        self.used -= stream.blocks
+        stream.blocks = 0

@@ -1,0 +1,311 @@
+"""The GPU actors: a prefill and a decode actor are one engine each, and do with it what processors ask.
+
+Work is decoded, checked, accepted and handed to a task of its own; the engine's deltas go into the outbox as they
+come. Each accepted attempt gets exactly one finish. The scheduler's death ends the actor at once.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import time
+from abc import abstractmethod
+from functools import partial
+from typing import ClassVar, Final
+
+import msgspec
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from actors.actor import Actor, Ending, Setup
+from actors.engines.choose import make_engine
+from actors.engines.engine import (
+    ConfigurationError,
+    Disaggregation,
+    EngineDiedError,
+    EngineInfo,
+    Generation,
+    LoadError,
+)
+from actors.outbox import Outbox
+from messages import codec, procfs
+from messages.bus import QUEUE, ServiceError, error_headers
+from messages.frames import Finish
+from messages.ids import Role, short
+from messages.lifecycle import Control, Exit, Heartbeat, Registration, State
+from messages.work import Accept, Decode, Job, Prefill, Work
+
+log = logging.getLogger("troupe.worker")
+
+ACK_GRACE: Final = 15.0
+WARM_UP_SECONDS: Final = 600.0
+
+
+class Running:
+    """One attempt that this actor has accepted."""
+
+    __slots__ = ("accept", "began", "finished", "job", "key", "sent", "task", "timer")
+
+    def __init__(self, job: Job, accept: bytes) -> None:
+        self.job = job
+        self.key = f"{job.request}:{job.attempt}"
+        self.accept = accept
+        self.began = time.monotonic()
+        self.sent = 0
+        self.finished = False
+        self.task: asyncio.Task[None] | None = None
+        self.timer: asyncio.TimerHandle | None = None
+
+
+class Worker(Actor):
+    """An engine that does what processors ask; `Prefiller` and `Decoder` say which side of the hand-over it is."""
+
+    kind: ClassVar[type[Job]]
+    """The message that this side of the hand-over takes."""
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self._engine = make_engine(setup, self.disaggregation())
+        self._info: EngineInfo
+        self._outbox: Outbox
+        self._running: dict[str, Running] = {}
+        self._subscriptions: list[Subscription] = []
+        self._idle: asyncio.Event
+
+    @abstractmethod
+    def disaggregation(self) -> Disaggregation:
+        """Say which side of the hand-over of KV blocks the engine is, if any."""
+
+    def load(self) -> None:
+        """Load the engine."""
+        try:
+            self._info = self._engine.load(self.report)
+        except ConfigurationError as error:
+            raise Ending(Exit.CONFIG, str(error)) from error
+        except LoadError as error:
+            raise Ending(Exit.LOAD, str(error)) from error
+
+    async def warm_up(self) -> None:
+        """Generate real tokens; an engine that cannot do that never registers."""
+        self._idle = asyncio.Event()
+        self._idle.set()
+        try:
+            async with asyncio.timeout(WARM_UP_SECONDS):
+                await self._engine.warm_up()
+        except TimeoutError:
+            raise Ending(Exit.WARM_UP, f"no token within {WARM_UP_SECONDS:g} s of warming up") from None
+        except (LoadError, EngineDiedError) as error:
+            raise Ending(Exit.WARM_UP, str(error)) from error
+        self.take_signals()
+
+    def registration(self) -> Registration:
+        """Say what the engine can."""
+        base = self.plain_registration()
+        info = self._info
+        port = info.bootstrap_port
+        return msgspec.structs.replace(
+            base,
+            capacity=min(self.part.capacity, info.max_running),
+            context_length=info.context_length,
+            vocab_size=info.vocab_size,
+            block_size=info.block_size,
+            total_blocks=info.total_blocks,
+            dp_ranks=info.dp_ranks,
+            bootstrap=(self.part.advertise, port) if port is not None else None,
+            engine=info.name,
+            engine_version=info.version,
+            gpus=self.part.gpus[self.setup.slot.number] if self.part.gpus else [],
+        )
+
+    async def open(self) -> None:
+        """Subscribe to work: from here on requests come."""
+        self._outbox = Outbox(
+            self.bus, self.subjects, self.incarnation, grace=ACK_GRACE, on_gone=self._forget_processor
+        )
+        await self._outbox.open()
+        self.own(self._outbox.run)
+        self._capacity = min(self.part.capacity, self._info.max_running)
+        alias = self.model.slug
+        for subject, queue in (
+            (self.subjects.work(alias, self.role, self.slot), ""),
+            (self.subjects.work(alias, self.role), QUEUE),
+        ):
+            self._subscriptions.append(await self.bus.subscribe(subject, self._on_work, queue=queue))
+
+    async def _on_work(self, msg: Msg) -> None:
+        """Decode, check, accept, start a task, return: the subscription runs one callback at a time."""
+        try:
+            job: Job = codec.msgpack_decoder(Work).decode(msg.data)
+            accept = self._accept(job)
+        except msgspec.DecodeError as error:
+            await self._respond(msg, b"", error_headers(400, f"not work: {error}"))
+        except ServiceError as error:
+            await self._respond(msg, b"", error_headers(error.code, error.message))
+        else:
+            await self._respond(msg, accept)
+
+    def _accept(self, job: Job) -> bytes:
+        """Take an attempt, or raise ServiceError saying why not. Asked again for the same one, say the same again."""
+        if type(job) is not self.kind:
+            raise ServiceError(400, f"{self.slot} does {self.role}, not {type(job).__name__.lower()}")
+        if job.generation and job.generation != self.generation:
+            raise ServiceError(409, f"this is {short(self.slot, self.generation)}, not #{job.generation}")
+        key = f"{job.request}:{job.attempt}"
+        if (known := self._running.get(key)) is not None:
+            return known.accept
+        if self.state is not State.READY:
+            raise ServiceError(503, f"{self.slot} is {self.state}")
+        if len(self._running) >= self._capacity:
+            raise ServiceError(429, f"{self.slot} is full: {self._capacity} requests")
+        if job.ttl <= 0:
+            raise ServiceError(408, "the deadline has passed")
+        asked = Generation(key=key, prompt=job.prompt, sampling=job.sampling, bootstrap=job.bootstrap)
+        if (why := self._engine.check(asked)) is not None:
+            raise ServiceError(400, why)
+        self._start(job, asked)
+        return self._running[key].accept
+
+    def _start(self, job: Job, asked: Generation) -> None:
+        accept = codec.to_msgpack(Accept(request=job.request, attempt=job.attempt, by=self.incarnation))
+        running = Running(job, accept)
+        self._running[running.key] = running
+        self._idle.clear()
+        loop = asyncio.get_running_loop()
+        running.timer = loop.call_later(job.ttl, self._engine.abort, running.key)
+        running.task = loop.create_task(self._engine.generate(asked, partial(self._emit, running)))
+        running.task.add_done_callback(partial(self._on_done, running))
+
+    def _emit(self, running: Running, tokens: bytes, finish: Finish | None) -> None:
+        job = running.job
+        self._outbox.add(job.out, job.request, job.attempt, running.sent, tokens, finish)
+        running.sent += len(tokens) // 4
+        if finish is not None:
+            running.finished = True
+
+    def _on_done(self, running: Running, task: asyncio.Task[None]) -> None:
+        """See to it that each accepted attempt has had its finish, and that no failure stays unnoticed."""
+        del self._running[running.key]
+        if running.timer is not None:
+            running.timer.cancel()
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, EngineDiedError):
+            self._fail(Ending(Exit.ENGINE_DIED, str(error)))
+        elif error is not None:
+            log.error("request %s failed in the engine", running.job.request, exc_info=error)
+        if not running.finished:
+            finish = Finish("abort" if task.cancelled() else "error", 500, str(error or "the engine gave no finish"))
+            self._emit(running, b"", finish)
+        if not self._running:
+            self._idle.set()
+
+    def _fail(self, ending: Ending) -> None:
+        async def fail() -> None:
+            raise ending
+
+        self.own(fail)
+
+    def _forget_processor(self, processor: str) -> None:
+        """Stop what is being done for a processor that is gone."""
+        for running in [running for running in self._running.values() if running.job.out == processor]:
+            self._engine.abort(running.key)
+
+    async def control(self, verb: str, asked: Control) -> str:
+        """Abort a request; show a fault."""
+        if verb == "abort":
+            return self._abort(asked)
+        if verb == "fault":
+            return self._fault(asked)
+        return await super().control(verb, asked)
+
+    def _abort(self, asked: Control) -> str:
+        """Abort every attempt of a request up to the one named; unknown ones are no error, so it can be repeated."""
+        hit = [
+            running
+            for running in self._running.values()
+            if running.job.request == asked.request and (asked.attempt is None or running.job.attempt <= asked.attempt)
+        ]
+        for running in hit:
+            self._engine.abort(running.key)
+        return f"{len(hit)} aborted"
+
+    def _fault(self, asked: Control) -> str:
+        try:
+            self._engine.inject(asked.fault, asked.seconds)
+        except ValueError as error:
+            raise ServiceError(400, str(error)) from None
+        return f"{asked.fault} for {asked.seconds:g} s"
+
+    def heartbeat(self) -> Heartbeat:
+        """Say how loaded the engine is."""
+        figures = self._engine.figures()
+        return msgspec.structs.replace(
+            self.plain_heartbeat(),
+            capacity=self._capacity,
+            in_flight=len(self._running),
+            prefilling=sum(1 for running in self._running.values() if running.sent == 0),
+            queued=figures.queued,
+            steps=figures.steps,
+            kv_used=figures.kv_used,
+            kv_total=figures.kv_total,
+            children=self._engine.children(),
+        )
+
+    def tick(self) -> None:
+        """End as soon as the engine's own process is gone; look after unacknowledged frames."""
+        self._outbox.look_after()
+        if not self._engine.alive():
+            raise Ending(Exit.ENGINE_DIED, "the engine's scheduler process is gone")
+
+    async def drain(self) -> None:
+        """Take nothing new, finish what is there, wait for the last frames to be acknowledged."""
+        for subscription in self._subscriptions:
+            await self.bus.finish(subscription)
+        await self._idle.wait()
+        await self._outbox.drained()
+
+    async def abort(self) -> None:
+        """End what is left, each with its finish."""
+        for running in list(self._running.values()):
+            self._engine.abort(running.key)
+        try:
+            async with asyncio.timeout(2):
+                await self._idle.wait()
+                await self._outbox.drained()
+        except TimeoutError:
+            log.warning("%d requests did not end when aborted", len(self._running))
+
+    async def close(self) -> None:
+        """Close the engine; whatever of it is still there afterwards is killed."""
+        for running in list(self._running.values()):
+            if running.task is not None:
+                running.task.cancel()
+        try:
+            async with asyncio.timeout(2):
+                await self._engine.close()
+        finally:
+            for pid in procfs.descendants(os.getpid()):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+
+class Decoder(Worker):
+    """Generates: after a hand-over from prefill where the cast has prefill actors, else from the prompt."""
+
+    role: ClassVar[Role] = "decode"
+    kind: ClassVar[type[Job]] = Decode
+
+    def disaggregation(self) -> Disaggregation:
+        """Decode side where the cast has prefill actors, else a whole engine."""
+        return "decode" if "prefill" in self.model.cast else "null"
+
+
+class Prefiller(Worker):
+    """Computes prompts and hands the KV blocks to decode."""
+
+    role: ClassVar[Role] = "prefill"
+    kind: ClassVar[type[Job]] = Prefill
+
+    def disaggregation(self) -> Disaggregation:
+        """Always the prefill side."""
+        return "prefill"
