@@ -62,10 +62,14 @@ class Stage:
 
 def make_venv() -> None:
     if VENV.exists() and not PYTHON.exists():
-        raise SetupError(f"{VENV} is there but has no {PYTHON.relative_to(VENV)}: remove it (make clean) and call again")
+        raise SetupError(
+            f"{VENV} is there but has no {PYTHON.relative_to(VENV)}: remove it (make clean) and call again"
+        )
     done = subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENV)], capture_output=True, text=True)
     if done.returncode:
-        raise SetupError(f"python -m venv failed (on Debian the package python3-venv is needed):\n{done.stdout}{done.stderr}")
+        raise SetupError(
+            f"python -m venv failed (on Debian the package python3-venv is needed):\n{done.stdout}{done.stderr}"
+        )
 
 
 def install_base() -> None:
@@ -80,8 +84,8 @@ def install_cpu() -> None:
     for version in VENV.glob("lib/python*/site-packages/torch/version.py"):
         if "cuda: Optional[str] = None" not in version.read_text():
             raise SetupError(
-                "pip found a CUDA build of PyTorch, which cannot be loaded here. Call again with TORCH_INDEX set to the "
-                "package index that has the CPU builds; the README's set-up section says where that is."
+                "pip found a CUDA build of PyTorch, which cannot be loaded here. Call again with TORCH_INDEX set to "
+                "the package index that has the CPU builds; the README's set-up section says where that is."
             )
 
 
@@ -90,9 +94,9 @@ def build_model() -> None:
 
 
 STAGES = (
-    Stage("base", "Troupe, its libraries and test tools (about 75 MB to download)",
+    Stage("base", "Troupe, its libraries and test tools (about 65 MB to download)",
           ("pyproject.toml", "constraints/base.txt", "constraints/dev.txt"), install_base, (".venv/bin/troupe",)),
-    Stage("cpu", "PyTorch and SGLang for a CPU (about 550 MB to download)", ("constraints/cpu.txt",), install_cpu),
+    Stage("cpu", "PyTorch and SGLang for a CPU (about 365 MB to download)", ("constraints/cpu.txt",), install_cpu),
     Stage("model", "the tiny model (nothing to download)", ("models/build_tiny.py", "models/tiny/config.json"),
           build_model, ("models/tiny/model.safetensors",)),
 )  # fmt: skip
@@ -113,7 +117,13 @@ def pip(*arguments: str) -> None:
     with LOG.open("a") as log:
         log.write(f"\n{time.strftime('%F %T')} {' '.join(command)}\n")
         with subprocess.Popen(
-            command, cwd=ROOT, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            cwd=ROOT,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         ) as process:
             assert process.stdout is not None
             for line in process.stdout:
@@ -126,20 +136,22 @@ def pip(*arguments: str) -> None:
 
 
 def show(line: str) -> None:
-    """Print the part of pip's output that a person waits for: what is downloaded, how large, and when it is unpacked."""
-    if found := re.match(r"\s*(?:Downloading|Using cached|Processing) (\S+?)(?: \(([\d.]+ [kMG]B)\))?(?: \(from .*\))?\s*$", line):
+    """Print what a person waits for: the packages of 1 MB or more as they are fetched, and when all are unpacked."""
+    if found := re.match(
+        r"\s*(?:Downloading|Using cached|Processing) (\S+?)(?: \(([\d.]+ [kMG]B)\))?(?: \(from .*\))?\s*$", line
+    ):
         name = found[1].rsplit("/", 1)[-1].split("-cp")[0].split("-py")[0].removesuffix(".metadata")
         size = found[2] or megabytes(found[1])
-        if size and not size.endswith("kB"):
+        if size.endswith(("MB", "GB")):
             print(f"  {name} ({size})", flush=True)
     elif line.startswith("Installing collected packages"):
         print(f"  unpacking {line.count(',') + 1} packages", flush=True)
 
 
 def megabytes(path: str) -> str:
-    """Return the size of a wheel that pip takes from a folder, or nothing if it is not a file."""
+    """Return the size of a wheel that pip takes from a folder, or nothing if it is small or not there."""
     file = Path(path)
-    return f"{file.stat().st_size / 1e6:.1f} MB" if file.is_file() else ""
+    return f"{file.stat().st_size / 1e6:.1f} MB" if file.is_file() and file.stat().st_size >= 1e6 else ""
 
 
 def drop_half_installed() -> None:

@@ -88,20 +88,32 @@ def patch_torch(torch: Any) -> None:
         setattr(torch.ops.sgl_kernel, name, missing_operator(name))
 
 
-def patch_torch_triton(module: Any) -> None:
+def say_no_triton(module: Any) -> None:
     module.has_triton_package = lambda: False
 
 
-def hide_triton() -> None:
-    sys.modules["triton"] = None  # type: ignore[assignment]
+class HiddenTriton:
+    """Makes `import triton` fail between `hide` and `show`, whether or not the stand-in has been imported before."""
+
+    module: ModuleType | None = None
+
+    def hide(self) -> None:
+        self.module = sys.modules.get("triton")
+        sys.modules["triton"] = None  # type: ignore[assignment]
+
+    def show(self, _: ModuleType) -> None:
+        del sys.modules["triton"]
+        if self.module is not None:
+            sys.modules["triton"] = self.module
 
 
-def define_torchvision_operators() -> None:
+def define_torchvision_operators(extension: Any) -> None:
+    if extension._has_ops():
+        return
     import torch
 
-    schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
     for name in ("nms", "qnms"):
-        torch.library.define(f"torchvision::{name}", schema)
+        torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 
 def patch_nixl(api: Any) -> None:
@@ -120,17 +132,30 @@ def patch_nixl(api: Any) -> None:
     api.nixl_agent.__init__ = init_without_video_memory
 
 
+HIDDEN_TRITON = HiddenTriton()
+
 NIXL = Patch(
     why="SGLang registers its KV pool as video memory, which here is ordinary memory; and the progress thread spins.",
     after=patch_nixl,
 )
 
 PATCHES: dict[str, Patch] = {
-    "torch": Patch(why="SGLang calls timing events, the CUDA runtime and AMX operators.", after=patch_torch),
-    "torch.utils._triton": Patch(why="torch must not take the stand-in for a Triton.", after=patch_torch_triton),
-    "torchvision": Patch(
-        why="The wheel's C library does not load beside a CPU build of torch, and the package then asks for its operators.",
-        before=define_torchvision_operators,
+    "torch": Patch(
+        why="SGLang calls timing events, the CUDA runtime and AMX operators on a CPU as well.",
+        after=patch_torch,
+    ),
+    "torch.utils._triton": Patch(
+        why="torch must not take the stand-in for a Triton that it could compile with.",
+        after=say_no_triton,
+    ),
+    "torch._inductor.runtime.triton_compat": Patch(
+        why="The same, for the one file that does not ask torch.utils._triton.",
+        before=HIDDEN_TRITON.hide,
+        after=HIDDEN_TRITON.show,
+    ),
+    "torchvision.extension": Patch(
+        why="A wheel built for CUDA cannot load its C library, and torchvision then misses its own operators.",
+        after=define_torchvision_operators,
     ),
     "nixl_cu12._api": NIXL,
     "nixl_cu13._api": NIXL,

@@ -1,4 +1,4 @@
-"""Python imports this at start wherever the stand-ins are on PYTHONPATH: processes an engine spawns patch their imports too."""
+"""Has the processes that an engine spawns patch their imports too: Python runs this at start, off PYTHONPATH."""
 
 from actors.engines.cpu_shims import activate
 

@@ -1,4 +1,4 @@
-"""Stands in for IPython, of which SGLang's utilities import two notebook functions; the real one loads some 400 modules."""
+"""Stands in for IPython, of which SGLang imports two notebook functions; the real one loads some 400 modules."""
 
 
 def get_ipython() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 # The release SGLang 0.5.23 asks for (its requirement `sglang-kernel==0.4.10`); it compares.
 __version__ = "0.4.10"
-__path__: list[str] = []
+__path__ = []
 
 
 def __getattr__(name: str) -> Callable[..., Any]:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 # SGLang and transformers compare versions; this is the one beside torch 2.13.
 __version__ = "3.7.1"
-__path__: list[str] = []
+__path__ = []
 
 
 def cdiv(x: int, y: int) -> int:
@@ -53,7 +54,7 @@ class Absent(metaclass=AbsentType):
 
 
 def absent(name: str) -> type[Absent]:
-    return AbsentType(name, (Absent,), {"__module__": __name__})
+    return cast("type[Absent]", AbsentType(name, (Absent,), {"__module__": __name__}))
 
 
 class JITFunction(Absent):
@@ -129,5 +130,6 @@ class Submodules(MetaPathFinder, Loader):
 
 sys.meta_path.append(Submodules())
 
-# Reached as attributes of `triton`, without an import of their own.
-from triton import language, runtime  # noqa: E402, F401
+for submodule in ("language", "runtime"):
+    # Reached as attributes of `triton`, without an import of their own.
+    import_module(f"triton.{submodule}")
