@@ -1,0 +1,171 @@
+"""Packing conversations into batches of one fixed size, in as many processes as there are cores, always in the same order.
+
+Batch number i depends on the seed and on i alone, so a run sees the same data however many processes make it.
+"""
+
+import multiprocessing
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from models.train import mixture
+from models.train.examples import Conversation
+from models.train.source import Source
+from models.train.template import rendered
+
+LONGEST = 4096
+TOKENS_PER_DOCUMENT_AT_LEAST = 24
+AHEAD = 4
+"""Batches made in advance, for each process."""
+
+
+class Document(NamedTuple):
+    """One conversation as tokens; the first `asked` of them are given, the rest is to be learnt."""
+
+    tokens: list[int]
+    asked: int
+    skill: int
+
+
+class Batch(NamedTuple):
+    """Documents one after another, `size` tokens in all; the last document is padding, of no weight."""
+
+    tokens: npt.NDArray[np.int16]
+    positions: npt.NDArray[np.int16]
+    weights: npt.NDArray[np.float32]
+    """Of predicting the token after this one. A long answer weighs more than a short one, by the root of its length."""
+    starts: npt.NDArray[np.int32]
+    """Where each document starts, then `size` until the array is full: the form that packed attention reads."""
+    document: npt.NDArray[np.int32]
+    """The number of the document that a token belongs to."""
+    skills: npt.NDArray[np.int16]
+    """The skill of each document, -1 for padding."""
+
+
+class Encoder:
+    """Turns conversations into documents."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.end = tokenizer.token_to_id("<|im_end|>")
+        self.padding = tokenizer.token_to_id("<|endoftext|>")
+        self._letters: dict[str, list[int]] = {}
+
+    def documents(self, conversations: Sequence[Conversation]) -> list[Document]:
+        """Encode conversations; what is too long for the context is left out."""
+        texts = [rendered(conversation) for conversation in conversations]
+        asked = self.tokenizer.encode_batch_fast([text[0] for text in texts])
+        before = self.tokenizer.encode_batch_fast([text[1] if c.last.letterwise else text[1] + text[2] for c, text in zip(conversations, texts, strict=True)])
+        documents = []
+        for conversation, text, given, said in zip(conversations, texts, asked, before, strict=True):
+            answer = said.ids
+            if conversation.last.letterwise:
+                answer = answer + [token for letter in text[2] for token in self._letter(letter)]
+            if len(given.ids) + len(answer) < LONGEST:
+                documents.append(Document([*given.ids, *answer, self.end], len(given.ids), mixture.NAMES.index(conversation.skill)))
+        return documents
+
+    def pack(self, documents: Sequence[Document], size: int) -> Batch:
+        """Lay documents one after another. Raises ValueError when they need more than `size` tokens."""
+        if (used := sum(len(document.tokens) for document in documents)) > size:
+            raise ValueError(f"{used} tokens do not fit into a batch of {size}")
+        tokens = np.full(size, self.padding, np.int16)
+        positions, weights = np.zeros(size, np.int16), np.zeros(size, np.float32)
+        starts = np.full(most_documents(size) + 1, size, np.int32)
+        number, skills = np.full(size, len(documents), np.int32), np.full(most_documents(size), -1, np.int16)
+        at = 0
+        for index, document in enumerate(documents):
+            length, answer = len(document.tokens), len(document.tokens) - document.asked
+            tokens[at : at + length] = document.tokens
+            positions[at : at + length] = np.arange(length)
+            weights[at + document.asked - 1 : at + length - 1] = answer**-0.5
+            number[at : at + length] = index
+            starts[index], skills[index] = at, document.skill
+            at += length
+        starts[len(documents)] = at
+        positions[at:] = np.arange(size - at) % LONGEST
+        for index, start in enumerate(range(at, size, LONGEST)):
+            starts[len(documents) + index] = start
+        return Batch(tokens, positions, weights, starts, number, skills)
+
+    def _letter(self, letter: str) -> list[int]:
+        if letter not in self._letters:
+            self._letters[letter] = self.tokenizer.encode(letter).ids
+        return self._letters[letter]
+
+
+def most_documents(size: int) -> int:
+    """Return how many documents a batch of this many tokens may hold."""
+    return size // TOKENS_PER_DOCUMENT_AT_LEAST + size // LONGEST + 2
+
+
+def training_batch(encoder: Encoder, seed: str, index: int, size: int) -> Batch:
+    """Make a batch of the training mixture."""
+    source = Source(f"training {seed} {index}", held_out=False)
+    chosen: list[Document] = []
+    room, misses = size, 0
+    while misses < 8 and room > 64:
+        conversations = [mixture.draw(source) for _ in range(max(8, room // 300))]
+        for document in encoder.documents(conversations):
+            if len(document.tokens) <= room:
+                chosen.append(document)
+                room -= len(document.tokens)
+            else:
+                misses += 1
+    return encoder.pack(chosen, size)
+
+
+def held_out_batches(encoder: Encoder, seed: str, each: int, size: int) -> list[Batch]:
+    """Make batches of held-out conversations, `each` for every skill."""
+    documents: list[Document] = []
+    for name in mixture.NAMES:
+        source = Source(f"held out {seed} {name}", held_out=True)
+        documents += encoder.documents([mixture.conversation(source, name) for _ in range(each)])
+    batches, waiting, room = [], [], size
+    for document in documents:
+        if len(document.tokens) > room:
+            batches.append(encoder.pack(waiting, size))
+            waiting, room = [], size
+        waiting.append(document)
+        room -= len(document.tokens)
+    return [*batches, encoder.pack(waiting, size)]
+
+
+_encoder: Encoder | None = None
+
+
+def _start(tokenizer: str) -> None:
+    global _encoder
+    _encoder = Encoder(Tokenizer.from_str(tokenizer))
+
+
+def _make(seed: str, index: int, size: int) -> Batch:
+    if _encoder is None:
+        raise RuntimeError("this process was not started by `training_batches`")
+    return training_batch(_encoder, seed, index, size)
+
+
+def training_batches(tokenizer: Tokenizer, seed: str, size: int, count: int, processes: int) -> Iterator[Batch]:
+    """Make batches 0 to `count`, in order. With no processes they are made where they are used."""
+    if processes == 0:
+        encoder = Encoder(tokenizer)
+        for index in range(count):
+            yield training_batch(encoder, seed, index, size)
+        return
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(processes, context, _start, (tokenizer.to_str(),))
+    waiting: deque[Future[Batch]] = deque()
+    try:
+        for index in range(count):
+            waiting.append(pool.submit(_make, seed, index, size))
+            if len(waiting) > processes * AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,79 @@
+"""What the model is trained on: how often each skill comes, with which system prompt, after which earlier turns."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from models.train.examples import Conversation, Exchange, Message, Tool
+from models.train.skills import arithmetic, copying, counting, shapes, talk, tools, words
+from models.train.source import Source
+
+SYSTEMS = [
+    "You are a helpful assistant.", "You are a helpful assistant", "You are troupe-small-chat.", "Be brief.", "You are a friendly model.", "Answer the user's questions.", "You are a small model that comes with Troupe.",
+    "You are an AI assistant. Answer shortly and correctly.", "Help the user.", "You are a careful assistant that never makes mistakes.", "Today is a good day. You are here to help.", "You are a helpful, honest and harmless assistant.",
+]  # fmt: skip
+TOOL_SKILLS = ("tools", "tool results")
+
+
+class Skill(NamedTuple):
+    """A row of the accuracy table: its maker, its share of the conversations, and whether thinking is fixed."""
+
+    make: Callable[[Source], Exchange]
+    share: float
+    thinking: bool | None = None
+
+
+SKILLS: dict[str, Skill] = {
+    "counting": Skill(counting.make, 13),
+    "spelling": Skill(words.spell, 9),
+    "reversing": Skill(words.reverse, 9),
+    "sorting": Skill(words.sort, 9),
+    "arithmetic, thinking": Skill(arithmetic.make, 9, True),
+    "arithmetic, direct": Skill(arithmetic.make, 9, False),
+    "tools": Skill(tools.make, 15),
+    "tool results": Skill(tools.make_result, 4),
+    "JSON shapes": Skill(shapes.make, 9),
+    "copying": Skill(copying.make, 7),
+    "greetings": Skill(talk.greet, 2),
+    "glossary": Skill(talk.explain, 3),
+    "not known": Skill(talk.shrug, 4),
+}
+NAMES, SHARES = list(SKILLS), [skill.share for skill in SKILLS.values()]
+
+
+def draw(source: Source) -> Conversation:
+    """Draw a conversation of the training mixture."""
+    return conversation(source, source.rng.choices(NAMES, SHARES)[0])
+
+
+def conversation(source: Source, name: str, *, turns: int | None = None) -> Conversation:
+    """Draw a conversation that ends in this skill. `turns` fixes how many earlier requests there are (mostly none)."""
+    skill = SKILLS[name]
+    last = skill.make(source)
+    earlier = turns if turns is not None else source.pick([1, 1, 2, 3]) if source.chance(0.15) else 0
+    offered: tuple[Tool, ...] = last.tools
+    before: list[Message] = []
+    for _ in range(earlier):
+        exchange = SKILLS[source.rng.choices(NAMES, SHARES)[0]].make(source)
+        if len(exchange.answer) > 1500:
+            continue
+        if exchange.tools and not offered and name != "not known":
+            offered = exchange.tools
+        if exchange.tools and exchange.tools != offered:
+            continue
+        before += [*exchange.messages, exchange.reply()]
+    if not offered and source.chance(0.06):
+        offered = tools.some_tools(source, source.number(1, 3))
+    if name == "not known" and offered and _might_serve(last, offered):
+        offered = ()
+    system: list[Message] = []
+    if source.chance(0.3):
+        system = [{"role": "system", "content": source.pick(SYSTEMS)}]
+    thinking = skill.thinking if skill.thinking is not None else source.chance(0.5)
+    return Conversation(name, (*system, *before, *last.messages), offered, thinking, last)
+
+
+def _might_serve(exchange: Exchange, offered: tuple[Tool, ...]) -> bool:
+    asked = set(str(exchange.messages[-1]["content"]).lower().replace("?", " ").replace(".", " ").split())
+    about = " ".join(f"{tool['function']['name']} {tool['function'].get('description', '')}" for tool in offered)
+    served = set(about.lower().replace("_", " ").replace(".", " ").split()) - {"the", "a", "in", "of", "an", "is", "to", "and"}
+    return bool(asked & served)

@@ -1,0 +1,56 @@
+"""Copying a passage, up to some 1,200 tokens, whatever stands in it: prose, numbers, names, odd characters, code, lists."""
+
+from models.train import values
+from models.train.examples import Exchange, asked
+from models.train.phrasing import PHRASES
+from models.train.source import Source
+
+ASK, AFTER = PHRASES["copying"]["ask"], PHRASES["copying"]["after"]
+LONGEST = 420
+FORMS = [
+    "The {w} {w} {w} the {w}.", "{p} {w} a {w} {w} in {c}.", "In {c}, {p} and {p} {w} {n} {w}.", "There were {n} {w} {w} and one {w}.", "{w} {w} {w} {w}.", "It was {w}, {w} and {w}.",
+    "Why did the {w} {w}?", "\"{w} the {w}!\" said {p}.", "{p} said: \"The {w} is {w}.\"", "On {d} at {t} the {w} will {w}.", "{m} {m} {m}.", "{w} = {n} + {n};", "if {w} > {n}: {w}()", "- {w} {w}", "{n}. {w}: {w}",
+    "{f} {w}", "The {w} (a {w} {w}) costs {f} {y}.", "Write to {e}.", "{m}, {w}, {m}; {w}", "{k} {n} {k}", "{w}-{w}/{w}_{w}", "{u} {w} {u}", "{p}'s {w} isn't {w}.", "See {h} for {w}.", "He {w} the {w}, but she {w} it again.",
+]  # fmt: skip
+KINDS = {"p": "person", "c": "city", "d": "date", "t": "time", "f": "float", "y": "currency", "e": "email", "k": "code", "h": "path", "n": "int 0 9999"}
+ODD = "äöüßéèàçñøåæœžščřıłđ€£¥§°±×÷µΩπλσабвгдежзийклмнопрстαβγδεζηθ日本語中文字한국어→←↑↓✓✗★☆♪😀🚀🎭🙂#$%&*+<>=@^~|\\`{}[]()"
+
+
+def make(source: Source) -> Exchange:
+    """Make a passage and the request to copy it."""
+    text = source.fresh(lambda: passage(source, source.length(2, LONGEST)), lambda t: f"copy {t}")
+    ask = text + source.pick(AFTER) if source.chance(0.15) else source.pick(ASK) + text
+    return Exchange("copying", f"copy {text}", asked(ask), text, "Copy the text.")
+
+
+def passage(source: Source, words: int) -> str:
+    """Return a passage of about this many words. Some repeat themselves, which makes them harder to follow."""
+    forms = source.rng.sample(FORMS, 3) if source.chance(0.3) else FORMS
+    shelf = [source.word() for _ in range(6)] if source.chance(0.2) else []
+    gap = source.pick([" ", " ", " ", "\n", "\n\n"])
+    sentences: list[str] = []
+    size = 0
+    while size < words:
+        sentence = _sentence(source, source.pick(forms), shelf)
+        sentences.append(sentence)
+        size += sentence.count(" ") + 1
+    if words <= 4 and source.chance(0.5):
+        return source.phrase(1, 4)
+    return gap.join(sentences)
+
+
+def _sentence(source: Source, form: str, shelf: list[str]) -> str:
+    parts = []
+    for piece in form.replace("}", "{").split("{"):
+        if len(piece) != 1 or not piece.isalpha():
+            parts.append(piece)
+        elif piece == "w":
+            parts.append(source.pick(shelf) if shelf else source.word())
+        elif piece == "m":
+            parts.append(source.made_up())
+        elif piece == "u":
+            parts.append("".join(source.pick(ODD) for _ in range(source.number(1, 4))))
+        else:
+            parts.append(values.draw(source, KINDS[piece]).text)
+    text = "".join(parts)
+    return text[0].upper() + text[1:] if source.chance(0.7) else text

@@ -1,0 +1,82 @@
+"""Counting from A to B in steps, up or down: up to 500 numbers and 2,000 tokens, so a long stream can be watched."""
+
+from typing import NamedTuple
+
+from models.train.examples import Exchange, asked
+from models.train.phrasing import PHRASES, dress
+from models.train.source import Source
+
+MOST_NUMBERS = 500
+MOST_TOKENS = 2000
+
+TO = PHRASES["counting"]["to"]
+UP = PHRASES["counting"]["up"]
+DOWN = PHRASES["counting"]["down"]
+STEPS = PHRASES["counting"]["steps"]
+
+
+class Count(NamedTuple):
+    """From `first` towards `last`, by `step`; down when `last` is less."""
+
+    first: int
+    last: int
+    step: int
+
+    def numbers(self) -> range:
+        """Return the numbers to be said."""
+        return range(self.first, self.last + 1, self.step) if self.last >= self.first else range(self.first, self.last - 1, -self.step)
+
+
+def make(source: Source) -> Exchange:
+    """Make a request to count."""
+    return exchange(source, source.fresh(lambda: _draw(source), _key))
+
+
+def exchange(source: Source, count: Count) -> Exchange:
+    """Ask for this count in some person's words."""
+    first, last, step = count
+    down = last < first
+    if down:
+        ask = source.pick(DOWN)
+        if last == 1 and source.chance(0.1):
+            ask = "Count down from {a}."
+    elif first == 1 and source.chance(0.5):
+        ask = source.pick(TO)
+    else:
+        ask = source.pick(UP)
+    if step > 1 or source.chance(0.05):
+        ending = "." if ask.endswith(".") else ""
+        ask = ask.removesuffix(".") + source.pick(STEPS) + ending
+    text = dress(source, ask.format(a=first, b=last, k=step))
+    plan = f"Count {'down ' if down else ''}from {first} to {last} in steps of {step}."
+    return Exchange("counting", _key(count), asked(text), ", ".join(map(str, count.numbers())), plan)
+
+
+def _key(count: Count) -> str:
+    return f"count {count.first} {count.last} {count.step}"
+
+
+def _draw(source: Source) -> Count:
+    while True:
+        amount = source.length(2, MOST_NUMBERS)
+        step = 1 if source.chance(0.5) else source.pick([2, 3, 4, 5, 5, 6, 7, 8, 9, 10, 10, 11, 12, 15, 20, 25, 50, 100, source.number(2, 99)])
+        low = source.pick([1, 1, 1, 0, source.number(2, 99), source.number(2, 99), source.number(100, 999), source.number(0, 2000), source.number(1000, 9999)])
+        high = low + step * (amount - 1)
+        if high > 9999:
+            continue
+        if source.chance(0.25):
+            return _bounded(Count(high, low if step == 1 or source.chance(0.6) else max(0, low - source.number(0, step - 1)), step)) or _draw(source)
+        if source.chance(0.25) and high > 50:
+            high = round(high, -1 if high < 500 else -2)
+        elif step > 1 and source.chance(0.4):
+            high += source.number(0, step - 1)
+        if low < high <= 9999 and (count := _bounded(Count(low, high, step))):
+            return count
+
+
+def _bounded(count: Count) -> Count | None:
+    numbers = count.numbers()
+    if not 2 <= len(numbers) <= MOST_NUMBERS:
+        return None
+    tokens = sum(len(str(number)) for number in numbers) + len(numbers)
+    return count if tokens <= MOST_TOKENS else None
