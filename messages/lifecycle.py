@@ -122,7 +122,8 @@ class Heartbeat(Struct, kw_only=True, omit_defaults=True):
     """The renewal of a lease, with what the routers and the watchers need.
 
     `steps` counts the batch outputs received from the engine; `prefilling` the requests admitted that have no token
-    yet; `queued` those that the engine holds back; KV use is in blocks.
+    yet, `prefill_tokens` the length of their prompts together; `queued` those that the engine holds back; KV use is in
+    blocks.
     """
 
     slot: str
@@ -131,6 +132,7 @@ class Heartbeat(Struct, kw_only=True, omit_defaults=True):
     in_flight: int = 0
     queued: int = 0
     prefilling: int = 0
+    prefill_tokens: int = 0
     capacity: int = 0
     steps: int = 0
     kv_used: int = 0

@@ -1,0 +1,240 @@
+"""Keeps who is registered, whose lease is live and who is stuck: pure, `(state, event, now) -> (state, findings)`.
+
+Evidence against a slot, the surest first: a process of its engine is stopped, a zombie or gone; it has work and shows
+no progress; its lease is over. A lease that is over is only a reason to look: at the process, and by asking the actor.
+Leases run on the observer's own monotonic clock and start anew, in full, whenever the observer could not see: after
+it was late itself, and after its bus was away.
+"""
+
+from typing import Final, Literal
+
+import msgspec
+from msgspec import Struct
+
+from messages.lifecycle import LEASE, Heartbeat, Registration, State
+from supervisor.events import Bus, Tick
+from supervisor.spec import ENGINE_ROLES
+
+STALL: Final = 1.5
+"""Seconds with work, but neither a step nor CPU time spent, after which an engine is stuck."""
+PREFILL: Final = 30.0
+"""The same for one that computes a prompt, or whose CPU time goes on: a kernel may be compiled on first use."""
+PREFILL_A_TOKEN: Final = 0.01
+"""Seconds more for each prompt token not yet computed: 100 tokens/s is slow even for a CPU."""
+IDLE_CPU: Final = 0.1
+"""Share of a core below which a process spends no CPU time worth the name: NIXL's threads alone take 0.04."""
+LOOK_AGAIN: Final = 2.0
+
+
+class Entry(Struct, frozen=True, kw_only=True):
+    """One registered slot: what it said last and when, and since when it has made no progress."""
+
+    registration: Registration
+    heard: float
+    beat: Heartbeat | None = None
+    mark: float = 0.0
+    mark_steps: int = 0
+    mark_cpu: float = 0.0
+    expired: bool = False
+    looked: float = 0.0
+
+    @property
+    def live(self) -> bool:
+        """Whether requests may be sent there: registered as ready, with a live lease."""
+        return self.registration.state is State.READY and not self.expired
+
+
+class Roster(Struct, frozen=True, kw_only=True):
+    """Everybody who is registered, by slot; `known` once the registry has been read whole."""
+
+    entries: dict[str, Entry]
+    bus: bool = False
+    known: bool = False
+    grace: float = 30.0
+
+
+# Events.
+
+
+class Whole(Struct, frozen=True):
+    """The registry, read whole."""
+
+    registrations: dict[str, Registration]
+
+
+class Registered(Struct, frozen=True):
+    """One registration was written."""
+
+    registration: Registration
+
+
+class Unregistered(Struct, frozen=True):
+    """One registration was deleted."""
+
+    slot: str
+
+
+class Beat(Struct, frozen=True):
+    """A heartbeat came in."""
+
+    heartbeat: Heartbeat
+
+
+class Late(Struct, frozen=True):
+    """The observer itself did not run for a while: what it did not hear proves nothing."""
+
+
+class Looked(Struct, frozen=True):
+    """What a look at a slot found: its process's state as /proc has it (None: gone), and its answer to a ping."""
+
+    slot: str
+    generation: int
+    process: str | None
+    answer: Literal["answered", "silent", "nobody", "unasked"]
+
+
+Event = Whole | Registered | Unregistered | Beat | Bus | Late | Tick | Looked
+
+
+# Findings.
+
+
+class Look(Struct, frozen=True):
+    """Look at a slot's process and ask its actor: its lease is over."""
+
+    slot: str
+    generation: int
+
+
+class Stuck(Struct, frozen=True):
+    """There is evidence that this incarnation will do no more work."""
+
+    slot: str
+    generation: int
+    why: str
+
+
+class Lapsed(Struct, frozen=True):
+    """A lease ran out (`over`), or was taken up again."""
+
+    slot: str
+    generation: int
+    over: bool
+
+
+Finding = Look | Stuck | Lapsed
+
+
+def step(roster: Roster, event: Event, now: float) -> tuple[Roster, list[Finding]]:
+    """Take in one event; what comes from an earlier generation than the registered one changes nothing."""
+    findings: list[Finding] = []
+    match event:
+        case Whole(registrations):
+            entries = {slot: _entry(roster.entries.get(slot), new, now) for slot, new in registrations.items()}
+            roster = msgspec.structs.replace(roster, entries=entries, known=True)
+        case Registered(registration):
+            old = roster.entries.get(registration.slot)
+            if old is None or old.registration.generation <= registration.generation:
+                roster = _with(roster, _entry(old, registration, now))
+        case Unregistered(slot):
+            left = {name: entry for name, entry in roster.entries.items() if name != slot}
+            roster = msgspec.structs.replace(roster, entries=left)
+        case Beat(heartbeat):
+            entry = _of(roster, heartbeat.slot, heartbeat.generation)
+            if entry is not None:
+                roster = _with(roster, _beat(entry, heartbeat, now, findings))
+        case Bus(up):
+            entries = {slot: _anew(entry, now) for slot, entry in roster.entries.items()} if up else roster.entries
+            roster = msgspec.structs.replace(roster, bus=up, entries=entries)
+        case Late():
+            entries = {slot: _anew(entry, now) for slot, entry in roster.entries.items()}
+            roster = msgspec.structs.replace(roster, entries=entries)
+        case Tick() if roster.bus:
+            for entry in list(roster.entries.values()):
+                roster = _with(roster, _lease(entry, now, findings))
+        case Looked(slot, generation, process, answer):
+            entry = _of(roster, slot, generation)
+            if entry is not None and entry.expired and roster.bus:
+                roster = _with(roster, _judge(entry, process, answer, roster.grace, now, findings))
+    return roster, findings
+
+
+def _of(roster: Roster, slot: str, generation: int) -> Entry | None:
+    entry = roster.entries.get(slot)
+    return entry if entry is not None and entry.registration.generation == generation else None
+
+
+def _with(roster: Roster, entry: Entry) -> Roster:
+    if roster.entries.get(entry.registration.slot) is entry:
+        return roster
+    return msgspec.structs.replace(roster, entries=roster.entries | {entry.registration.slot: entry})
+
+
+def _entry(old: Entry | None, new: Registration, now: float) -> Entry:
+    """Take over a registration: a new generation starts with a lease in full, a change of state keeps the old one."""
+    if old is None or old.registration.generation != new.generation:
+        return Entry(registration=new, heard=now, mark=now)
+    return msgspec.structs.replace(old, registration=new)
+
+
+def _anew(entry: Entry, now: float) -> Entry:
+    return msgspec.structs.replace(entry, heard=now, mark=now, expired=False)
+
+
+def _beat(entry: Entry, beat: Heartbeat, now: float, findings: list[Finding]) -> Entry:
+    """Renew the lease, and compare with what was seen at the last sign of progress."""
+    generation = beat.generation
+    if entry.expired:
+        findings.append(Lapsed(beat.slot, generation, over=False))
+    cpu = beat.cpu_seconds + sum(child.cpu_seconds for child in beat.children)
+    entry = msgspec.structs.replace(entry, beat=beat, heard=now, expired=False)
+    for child in beat.children:
+        if child.state in ("T", "Z", "X"):
+            found = {"T": "is stopped", "Z": "is a zombie", "X": "is gone"}[child.state]
+            findings.append(Stuck(beat.slot, generation, f"its engine's process {child.pid} {found}"))
+            return entry
+    working = beat.in_flight > beat.queued
+    if not working or beat.steps != entry.mark_steps or entry.registration.role not in ENGINE_ROLES:
+        return msgspec.structs.replace(entry, mark=now, mark_steps=beat.steps, mark_cpu=cpu)
+    still, spent = now - entry.mark, cpu - entry.mark_cpu
+    at_work = beat.prefilling > 0 or spent >= IDLE_CPU * still
+    if still >= (PREFILL + PREFILL_A_TOKEN * beat.prefill_tokens if at_work else STALL):
+        work = f"{beat.in_flight} requests in flight"
+        why = f"stalled: {work}, no step for {still:.1f} s, {max(spent, 0.0):.2f} s of CPU time spent"
+        findings.append(Stuck(beat.slot, generation, why))
+    return entry
+
+
+def _lease(entry: Entry, now: float, findings: list[Finding]) -> Entry:
+    """End a lease that is over, and look at its owner, again and again while it stays so."""
+    if entry.registration.state not in (State.READY, State.DRAINING) or now - entry.heard < LEASE:
+        return entry
+    slot, generation = entry.registration.slot, entry.registration.generation
+    if not entry.expired:
+        findings.append(Lapsed(slot, generation, over=True))
+    elif now - entry.looked < LOOK_AGAIN:
+        return entry
+    findings.append(Look(slot, generation))
+    return msgspec.structs.replace(entry, expired=True, looked=now)
+
+
+def _judge(entry: Entry, process: str | None, answer: str, grace: float, now: float, findings: list[Finding]) -> Entry:
+    """Decide on what was found: a lease alone proves nothing, with one of these it does."""
+    slot, generation = entry.registration.slot, entry.registration.generation
+    silent = now - entry.heard
+    if process is not None and process in "TZX":
+        state = "is stopped" if process == "T" else "has ended"
+        findings.append(Stuck(slot, generation, f"no heartbeat for {silent:.1f} s and its process {state}"))
+    elif answer == "answered":
+        findings.append(Lapsed(slot, generation, over=False))
+        return _anew(entry, now)
+    elif answer == "silent":
+        findings.append(
+            Stuck(slot, generation, f"no heartbeat for {silent:.1f} s and no answer, on a bus that is well")
+        )
+    elif answer == "nobody" and silent >= grace + LEASE:
+        # An actor that has lost the bus ends by itself after its grace; one that does not is stuck.
+        findings.append(
+            Stuck(slot, generation, f"off the bus for {silent:.1f} s, longer than its grace of {grace:g} s")
+        )
+    return entry

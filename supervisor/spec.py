@@ -1,0 +1,169 @@
+"""Child specs as data: what every slot of a configuration needs to be started, watched and ended, checked whole."""
+
+import os
+from pathlib import Path
+from typing import Final, Literal
+
+from msgspec import Struct, field
+
+from messages.config import Cluster, ConfigError, Http, Model, Part, slots_of
+from messages.config import Restart as RestartConfig
+from messages.ids import Role, Slot
+
+FRONT_TO_BACK: Final[dict[Role, int]] = {"processor": 0, "encoder": 1, "prefill": 2, "decode": 3, "publisher": 4}
+"""Order of ending: what admits requests first, so that what computes can finish them."""
+
+ENGINE_ROLES: Final = frozenset[Role]({"encoder", "prefill", "decode"})
+"""Roles that own an engine, and whose `steps` therefore show progress."""
+
+LOAD_DEADLINES_A_PERIOD: Final = 3.0
+
+
+class Policy(Struct, frozen=True, kw_only=True):
+    """When a slot is started again, nothing left open; times in seconds (`messages.config.Restart` explains it)."""
+
+    type: Literal["permanent", "transient", "temporary"] = "permanent"
+    intensity: int = 5
+    period: float = 1_800.0
+    backoff: float = 0.2
+    backoff_max: float = 30.0
+    forget: float = 60.0
+    crashes_before_ready: int = 3
+
+
+class Spec(Struct, frozen=True, kw_only=True):
+    """One slot as data; `tier` is its place in the order of ending, lowest first."""
+
+    slot: str
+    role: Role
+    alias: str
+    model: str
+    tier: int = 0
+    min_ready: int = 1
+    policy: Policy = Policy()
+    load_deadline: float = 600.0
+    drain_deadline: float = 30.0
+    spawn: Literal["prefork", "plain"] = "plain"
+    device: Literal["cpu", "cuda"] = "cpu"
+    env: dict[str, str] = field(default_factory=dict)
+    gpus: tuple[int, ...] = ()
+    http: Http | None = None
+
+
+def specs_of(cluster: Cluster, *, has_gpu: bool) -> dict[str, Spec]:
+    """Make the spec of every slot, in starting order: what computes first, what admits requests last.
+
+    Raises ConfigError for a GPU or an HTTP port that two owners claim.
+    """
+    specs = {name: _spec(cluster, model, slot, has_gpu) for name, (model, slot) in slots_of(cluster).items()}
+    _check_gpus(specs)
+    _check_ports(cluster)
+    return specs
+
+
+def check_files(cluster: Cluster) -> None:
+    """Check that the files which the models need are there and readable; raise ConfigError for the first that is not.
+
+    A path that is no folder here is taken for a Hugging Face id, which only the actor can look up.
+    """
+    for at, model in enumerate(cluster.models):
+        where = f"models[{at}]"
+        if model.path is not None:
+            _check_model_folder(model, Path(model.path), f"{where}.path")
+        if model.tokenizer is not None:
+            _check_tokenizer(Path(model.tokenizer), f"{where}.tokenizer")
+        if model.chat_template is not None and not os.access(model.chat_template, os.R_OK):
+            raise ConfigError(f"{where}.chat_template: {model.chat_template} is no readable file")
+
+
+def http_of(model: Model) -> Http | None:
+    """Return where the model's processors answer HTTP, or None if they do not."""
+    http = model.cast["processor"].http or Http()
+    return http if http.enabled else None
+
+
+def _spec(cluster: Cluster, model: Model, slot: Slot, has_gpu: bool) -> Spec:
+    part = model.cast[slot.role]
+    load_deadline = part.load_deadline or model.load_deadline
+    gpus = tuple(part.gpus[slot.number]) if part.gpus else ()
+    env = model.env | part.env
+    if gpus:
+        env |= {"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))}
+    return Spec(
+        slot=str(slot),
+        role=slot.role,
+        alias=slot.alias,
+        model=model.name,
+        tier=FRONT_TO_BACK[slot.role],
+        min_ready=part.min_ready,
+        policy=_policy(part.restart or cluster.restart, load_deadline),
+        load_deadline=load_deadline,
+        drain_deadline=part.drain_deadline,
+        spawn=_way(model, slot.role, part),
+        device="cuda" if model.device == "cuda" or (model.device == "auto" and has_gpu) else "cpu",
+        env=env,
+        gpus=gpus,
+        http=http_of(model) if slot.role == "processor" else None,
+    )
+
+
+def _policy(config: RestartConfig, load_deadline: float) -> Policy:
+    return Policy(
+        type=config.type,
+        intensity=config.intensity,
+        period=config.period or LOAD_DEADLINES_A_PERIOD * load_deadline,
+        backoff=config.backoff,
+        backoff_max=config.backoff_max,
+        forget=config.forget,
+        crashes_before_ready=config.crashes_before_ready,
+    )
+
+
+def _way(model: Model, role: Role, part: Part) -> Literal["prefork", "plain"]:
+    """Forking pays where importing is dear: SGLang's engines. Everything else starts in a second."""
+    if part.spawn != "auto":
+        return part.spawn
+    return "prefork" if model.engine == "sglang" and role in ("prefill", "decode") else "plain"
+
+
+def _check_gpus(specs: dict[str, Spec]) -> None:
+    owners: dict[int, str] = {}
+    for spec in specs.values():
+        for gpu in spec.gpus:
+            if other := owners.get(gpu):
+                raise ConfigError(f"GPU {gpu} is given to {other} and to {spec.slot}; a GPU belongs to one slot")
+            owners[gpu] = spec.slot
+
+
+def _check_ports(cluster: Cluster) -> None:
+    owners: dict[int, str] = {}
+    for at, model in enumerate(cluster.models):
+        http = http_of(model)
+        if http is None or http.port == 0:
+            continue
+        if other := owners.get(http.port):
+            raise ConfigError(
+                f"models[{at}].cast.processor.http.port: {http.port} is the port of {other!r} already; "
+                f"give {model.name!r} another one, or 0 for a free one"
+            )
+        owners[http.port] = model.name
+
+
+def _check_model_folder(model: Model, path: Path, where: str) -> None:
+    if not path.exists():
+        if path.is_absolute():
+            raise ConfigError(f"{where}: there is no folder {path}")
+        return
+    if not path.is_dir():
+        raise ConfigError(f"{where}: {path} is a file; the model's folder is wanted")
+    config = path / "config.json"
+    if model.engine == "sglang" and not os.access(config, os.R_OK):
+        raise ConfigError(f"{where}: {path} holds no readable config.json, so it is no model folder")
+    if model.tokenizer is None:
+        _check_tokenizer(path, where)
+
+
+def _check_tokenizer(path: Path, where: str) -> None:
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if not os.access(file, os.R_OK):
+        raise ConfigError(f"{where}: {file} is no readable file; the processor needs a tokenizer.json")

@@ -1,0 +1,161 @@
+"""Puts the deciders together, one event in, every consequence out: pure, `(state, event, now) -> (state, commands)`.
+
+The roster says who is ready and who is stuck, the lives what is started and killed, the doors whether the gates are
+open. What one of them finds is an event for the next, here and nowhere else.
+"""
+
+import msgspec
+from msgspec import Struct
+
+from messages.gate import Gate
+from messages.ids import Role
+from messages.lifecycle import State
+from supervisor import gate, restart, roster
+from supervisor.events import Bus, Tick
+from supervisor.gate import Door, Wanted
+from supervisor.restart import Life, Lives, Note, Phase
+from supervisor.roster import Look, Roster
+from supervisor.spec import Spec
+
+
+class World(Struct, frozen=True, kw_only=True):
+    """All that a supervisor knows."""
+
+    lives: Lives
+    roster: Roster
+    doors: dict[str, Door]
+
+
+class WriteGate(Struct, frozen=True):
+    """Write a gate to its bucket (`since` is filled in then) and tell what changed."""
+
+    gate: Gate
+    what: str
+
+
+Event = restart.Event | roster.Event
+Command = restart.Command | Look | WriteGate
+
+
+def begin(specs: dict[str, Spec], now: float, *, grace: float) -> World:
+    """Make the first state: nothing runs, nobody is known, every gate is closed."""
+    doors: dict[str, Door] = {}
+    for spec in specs.values():
+        door = doors.setdefault(spec.alias, Door(model=spec.model, alias=spec.alias, needs={}))
+        door.needs[spec.role] = spec.min_ready
+    return World(lives=restart.begin(specs, now), roster=Roster(entries={}, grace=grace), doors=doors)
+
+
+def remember(world: World, alias: str, written: Gate, *, goes_on: bool) -> World:
+    """Take over what was last written of a gate; where the cluster goes on, also that it has been open before."""
+    door = world.doors[alias]
+    opened = goes_on and (written.open or written.opened)
+    return msgspec.structs.replace(
+        world, doors=world.doors | {alias: msgspec.structs.replace(door, gate=written, opened=opened)}
+    )
+
+
+def step(world: World, event: Event, now: float) -> tuple[World, list[Command]]:
+    """Take in one event and all that follows from it."""
+    commands: list[Command] = []
+    match event:
+        case Bus() | Tick():
+            world = _to_roster(world, event, now, commands)
+            world = _to_lives(world, event, now, commands)
+        case (
+            roster.Whole()
+            | roster.Registered()
+            | roster.Unregistered()
+            | roster.Beat()
+            | roster.Late()
+            | roster.Looked()
+        ):
+            world = _to_roster(world, event, now, commands)
+        case restart.Exited(slot, generation):
+            world = _to_lives(world, event, now, commands)
+            entry = world.roster.entries.get(slot)
+            if entry is not None and entry.registration.generation <= generation and slot in world.lives.slots:
+                world = _to_roster(world, roster.Unregistered(slot), now, commands)
+        case _:
+            world = _to_lives(world, event, now, commands)
+    world = _sync(world, now, commands)
+    return _decide_gates(world, commands), commands
+
+
+def _to_lives(world: World, event: restart.Event, now: float, commands: list[Command]) -> World:
+    lives, more = restart.step(world.lives, event, now)
+    commands += more
+    return world if lives is world.lives else msgspec.structs.replace(world, lives=lives)
+
+
+def _to_roster(world: World, event: roster.Event, now: float, commands: list[Command]) -> World:
+    """Feed the roster, and the lives with what it finds; slots of others are none of our business beyond the gate."""
+    entries, findings = roster.step(world.roster, event, now)
+    world = msgspec.structs.replace(world, roster=entries)
+    for finding in findings:
+        if finding.slot not in world.lives.slots:
+            continue
+        match finding:
+            case Look():
+                commands.append(finding)
+            case roster.Stuck(slot, generation, why):
+                world = _to_lives(world, restart.Condemned(slot, generation, why), now, commands)
+            case roster.Lapsed(slot, generation, over):
+                text = "no heartbeat: its lease is over" if over else "is heard again"
+                commands.append(Note(slot, generation, "lapsed" if over else "heard", text, bad=over))
+    return world
+
+
+def _sync(world: World, now: float, commands: list[Command]) -> World:
+    """Tell the lives what their owners have registered, whichever of the two was known first."""
+    for slot, life in world.lives.slots.items():
+        entry = world.roster.entries.get(slot)
+        if entry is None or life.phase not in (Phase.LOADING, Phase.READY):
+            continue
+        state, generation = entry.registration.state, entry.registration.generation
+        news = (State.READY, State.DRAINING) if life.phase is Phase.LOADING else (State.DRAINING,)
+        if generation == life.generation and state in news:
+            world = _to_lives(world, restart.Seen(slot, generation, state), now, commands)
+    return world
+
+
+def _decide_gates(world: World, commands: list[Command]) -> World:
+    """Decide every gate anew, once the registry has been read."""
+    if not world.roster.known:
+        return world
+    for alias, door in world.doors.items():
+        cast = [_wanted(life, world.roster) for life in world.lives.slots.values() if life.spec.alias == alias]
+        http = {
+            entry.registration.http
+            for entry in world.roster.entries.values()
+            if entry.live and entry.registration.alias == alias and entry.registration.http
+        }
+        new, written = gate.step(door, cast, sorted(http), ending=world.lives.ending != "no")
+        if written is not None:
+            commands.append(WriteGate(written, gate.what_changed(door.gate, written)))
+            world = msgspec.structs.replace(world, doors=world.doors | {alias: new})
+    return world
+
+
+def _wanted(life: Life, known: Roster) -> Wanted:
+    slot: str = life.spec.slot
+    role: Role = life.spec.role
+    entry = known.entries.get(slot)
+    if life.phase is not Phase.READY:
+        return Wanted(slot=slot, role=role, ready=False, why=_why(life))
+    if entry is None or entry.registration.generation != life.generation:
+        return Wanted(slot=slot, role=role, ready=False, why="not registered")
+    return Wanted(slot=slot, role=role, ready=entry.live, why="" if entry.live else "its lease is over")
+
+
+def _why(life: Life) -> str:
+    """Say what an unready slot is about; the same words from death to ready, so that the gate is written once."""
+    match life.phase:
+        case Phase.WAITING | Phase.STARTING | Phase.LOADING:
+            return f"starting again: {life.reason}" if life.reason else "loading"
+        case Phase.KILLING:
+            return f"starting again: {life.condemned}"
+        case Phase.DRAINING:
+            return "draining"
+        case _:
+            return f"{life.phase}: {life.reason}"
