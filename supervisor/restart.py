@@ -331,6 +331,8 @@ def _asked(life: Life, what: Literal["drain", "restart"], lives: Lives, now: flo
     if lives.ending != "no":
         return life
     intent: Intent = "stop" if what == "drain" else "again"
+    if intent == "again" and life.phase is Phase.STARTING:
+        intent = "run"
     fresh = {"crashes": (), "early": 0, "streak": 0} if what == "restart" else {}
     life = msgspec.structs.replace(life, intent=intent, **fresh)
     if life.phase in (Phase.LOADING, Phase.READY):

@@ -229,12 +229,8 @@ def _judge(entry: Entry, process: str | None, answer: str, grace: float, now: fl
         findings.append(Lapsed(slot, generation, over=False))
         return _anew(entry, now)
     elif answer == "silent":
-        findings.append(
-            Stuck(slot, generation, f"no heartbeat for {silent:.1f} s and no answer, on a bus that is well")
-        )
+        findings.append(Stuck(slot, generation, f"no heartbeat for {silent:.1f} s and no answer, on a well bus"))
     elif answer == "nobody" and silent >= grace + LEASE:
         # An actor that has lost the bus ends by itself after its grace; one that does not is stuck.
-        findings.append(
-            Stuck(slot, generation, f"off the bus for {silent:.1f} s, longer than its grace of {grace:g} s")
-        )
+        findings.append(Stuck(slot, generation, f"off the bus for {silent:.1f} s; its grace is {grace:g} s"))
     return entry

@@ -1,0 +1,206 @@
+"""Who is ready, whose lease is over, who is stuck: as histories."""
+
+from typing import Any
+
+import pytest
+
+from messages.lifecycle import State
+from supervisor import roster
+from supervisor.events import Bus, Tick
+from supervisor.roster import Beat, Lapsed, Late, Look, Looked, Registered, Roster, Stuck, Unregistered, Whole
+from tests.supervisor.histories import D0, F0, beat, registration
+
+UP, DOWN = Bus(up=True), Bus(up=False)
+
+
+class Watched:
+    """A roster being played."""
+
+    def __init__(self, *slots: str, state: State = State.READY) -> None:
+        self.roster = Roster(entries={}, grace=30.0)
+        self.at(0, UP, Whole({slot: registration(slot, state=state) for slot in slots}))
+
+    def at(self, now: float, *events: roster.Event) -> list[roster.Finding]:
+        """Feed events at a time; return what was found."""
+        found: list[roster.Finding] = []
+        for event in events:
+            self.roster, more = roster.step(self.roster, event, now)
+            found += more
+        return found
+
+    def beats(self, start: float, end: float, **figures: Any) -> list[roster.Finding]:
+        """Feed a heartbeat every half second, the same figures each time."""
+        found: list[roster.Finding] = []
+        for half in range(round(start * 2), round(end * 2) + 1):
+            found += self.at(half / 2, Beat(beat(**figures)), Tick())
+        return found
+
+
+def stuck(found: list[roster.Finding]) -> list[str]:
+    return [finding.why for finding in found if isinstance(finding, Stuck)]
+
+
+def test_a_lease_lasts_three_seconds_and_its_end_is_a_reason_to_look_and_no_more() -> None:
+    watched = Watched(D0)
+    assert watched.at(2.9, Tick()) == []
+    assert watched.at(3.0, Tick()) == [Lapsed(D0, 1, over=True), Look(D0, 1)]
+    assert not watched.roster.entries[D0].live
+    assert watched.at(3.5, Tick()) == []
+    assert watched.at(5.0, Tick()) == [Look(D0, 1)]
+
+
+def test_a_heartbeat_takes_the_lease_up_again() -> None:
+    watched = Watched(D0)
+    watched.at(3.0, Tick())
+    assert watched.at(3.2, Beat(beat())) == [Lapsed(D0, 1, over=False)]
+    assert watched.roster.entries[D0].live
+    assert watched.at(6.1, Tick()) == []
+
+
+def test_what_still_loads_has_no_lease() -> None:
+    watched = Watched(D0, state=State.REGISTERING)
+    assert watched.at(600, Tick()) == []
+    assert not watched.roster.entries[D0].live
+
+
+@pytest.mark.parametrize(
+    ("process", "answer", "why"),
+    [
+        ("T", "unasked", "no heartbeat for 4.0 s and its process is stopped"),
+        ("Z", "unasked", "no heartbeat for 4.0 s and its process has ended"),
+        ("S", "silent", "no heartbeat for 4.0 s and no answer, on a well bus"),
+        ("S", "nobody", None),
+        ("S", "answered", None),
+        ("S", "unasked", None),
+        (None, "unasked", None),
+    ],
+)
+def test_a_lease_kills_only_together_with_something_else(process: Any, answer: Any, why: str | None) -> None:
+    watched = Watched(D0)
+    watched.at(3.0, Tick())
+    assert stuck(watched.at(4.0, Looked(D0, 1, process, answer))) == ([why] if why else [])
+
+
+def test_an_actor_that_answers_keeps_its_lease() -> None:
+    watched = Watched(D0)
+    watched.at(3.0, Tick())
+    assert watched.at(4.0, Looked(D0, 1, "S", "answered")) == [Lapsed(D0, 1, over=False)]
+    assert watched.roster.entries[D0].live
+
+
+def test_an_actor_that_is_off_the_bus_gets_its_grace() -> None:
+    watched = Watched(D0)
+    watched.at(3.0, Tick())
+    assert stuck(watched.at(32.9, Looked(D0, 1, "S", "nobody"))) == []
+    assert stuck(watched.at(33.0, Looked(D0, 1, "S", "nobody"))) == ["off the bus for 33.0 s; its grace is 30 s"]
+
+
+def test_leases_stand_still_while_the_bus_is_away_and_start_anew_when_it_is_back() -> None:
+    watched = Watched(D0)
+    watched.at(1, DOWN)
+    assert watched.at(60, Tick()) == []
+    watched.at(60, UP)
+    assert watched.at(62.9, Tick()) == []
+    assert Look(D0, 1) in watched.at(63.0, Tick())
+
+
+def test_a_look_that_ends_after_the_bus_was_lost_proves_nothing() -> None:
+    watched = Watched(D0)
+    watched.at(3.0, Tick())
+    assert watched.at(4.0, DOWN, Looked(D0, 1, "S", "silent")) == []
+
+
+def test_an_observer_that_was_late_itself_starts_anew() -> None:
+    watched = Watched(D0)
+    assert watched.at(100, Late(), Tick()) == []
+    assert watched.roster.entries[D0].live
+
+
+@pytest.mark.parametrize(("state", "says"), [("T", "is stopped"), ("Z", "is a zombie"), ("X", "is gone")])
+def test_a_stopped_or_dead_process_of_the_engine_is_proof_at_once(state: str, says: str) -> None:
+    watched = Watched(D0)
+    assert stuck(watched.at(0.5, Beat(beat(children=[("S", 1.0), (state, 1.0)])))) == [
+        f"its engine's process 5001 {says}"
+    ]
+
+
+def test_work_without_steps_or_cpu_time_is_a_stall_after_a_second_and_a_half() -> None:
+    watched = Watched(D0)
+    assert watched.beats(0, 10, in_flight=0, steps=7, children=[("S", 5.0)]) == []
+    assert watched.beats(10.5, 11, in_flight=2, steps=7, children=[("S", 5.0)]) == []
+    found = stuck(watched.at(11.5, Beat(beat(in_flight=2, steps=7, children=[("S", 5.0)]))))
+    assert found == ["stalled: 2 requests in flight, no step for 1.5 s, 0.00 s of CPU time spent"]
+
+
+def test_steps_are_progress() -> None:
+    watched = Watched(D0)
+    for half in range(40):
+        assert watched.at(half / 2, Beat(beat(in_flight=2, steps=half))) == []
+
+
+def test_an_idle_engine_may_stand_still_for_ever() -> None:
+    watched = Watched(D0)
+    assert watched.beats(0, 300, in_flight=0, steps=7) == []
+
+
+def test_what_the_engine_holds_back_is_no_work() -> None:
+    watched = Watched(D0)
+    assert watched.beats(0, 60, in_flight=3, queued=3, steps=7) == []
+
+
+@pytest.mark.parametrize(("tokens", "allowed"), [(0, 30.0), (1_000, 40.0)])
+def test_a_long_prompt_gets_time_by_its_length(tokens: int, allowed: float) -> None:
+    watched = Watched(D0)
+    figures: dict[str, Any] = {"in_flight": 1, "prefilling": 1, "prefill_tokens": tokens, "steps": 7}
+    assert watched.beats(0, allowed - 0.5, **figures) == []
+    assert stuck(watched.at(allowed, Beat(beat(**figures))))
+
+
+def test_cpu_time_that_goes_on_is_a_kernel_being_compiled() -> None:
+    watched = Watched(D0)
+    for half in range(60):
+        assert watched.at(half / 2, Beat(beat(in_flight=1, steps=7, children=[("R", half / 2)]))) == []
+    assert stuck(watched.at(30, Beat(beat(in_flight=1, steps=7, children=[("R", 30.0)]))))
+
+
+def test_the_hum_of_an_idle_engine_is_no_cpu_time() -> None:
+    watched = Watched(D0)
+    watched.at(0, Beat(beat(in_flight=1, steps=7, children=[("S", 0.0)])))
+    assert stuck(watched.at(1.5, Beat(beat(in_flight=1, steps=7, children=[("S", 0.06)]))))
+
+
+def test_beats_that_piled_up_while_the_observer_was_late_are_no_stall() -> None:
+    watched = Watched(D0)
+    watched.at(0, Beat(beat(in_flight=1, steps=7)))
+    assert stuck(watched.at(10, Late(), Beat(beat(in_flight=1, steps=7)), Beat(beat(in_flight=1, steps=7)))) == []
+
+
+def test_a_processor_has_no_steps_to_show() -> None:
+    watched = Watched(F0)
+    for half in range(200):
+        assert watched.at(half / 2, Beat(beat(F0, in_flight=9))) == []
+
+
+def test_an_earlier_generation_is_not_heard() -> None:
+    watched = Watched()
+    watched.at(0, Registered(registration(D0, 2)))
+    watched.at(1, Registered(registration(D0, 1)), Beat(beat(D0, 1)))
+    assert watched.roster.entries[D0].registration.generation == 2
+    assert watched.roster.entries[D0].beat is None
+
+
+def test_a_new_generation_has_a_lease_in_full() -> None:
+    watched = Watched(D0)
+    watched.at(3.0, Tick())
+    watched.at(10.0, Registered(registration(D0, 2)))
+    assert watched.at(12.9, Tick()) == []
+    assert watched.roster.entries[D0].live
+
+
+def test_reading_the_registry_anew_keeps_leases_and_drops_who_has_gone() -> None:
+    watched = Watched(D0, F0)
+    watched.at(2.0, Whole({D0: registration(D0)}))
+    assert list(watched.roster.entries) == [D0]
+    assert Look(D0, 1) in watched.at(3.0, Tick())
+    watched.at(3.1, Unregistered(D0))
+    assert watched.at(9.0, Tick()) == []
