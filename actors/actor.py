@@ -94,6 +94,7 @@ class Actor(ABC):
         self._began = time.monotonic()
         self._stages: dict[str, float] = {}
         self._revision = 0
+        self._noted = False
         self._terminations = 0
         self._terminated: asyncio.Event
         self._aborted: asyncio.Event
@@ -452,11 +453,10 @@ class Actor(ABC):
 
     def _note_exit(self, code: Exit, reason: str) -> None:
         """Say in `exit.json` why we end: a supervisor that is not our parent sees no exit code."""
+        if self._noted:
+            return
+        self._noted = True
         path = self.setup.folder / "exit.json"
-        if path.exists():
-            with contextlib.suppress(OSError, msgspec.DecodeError):
-                if codec.from_json(path.read_bytes(), ExitNote).generation >= self.generation:
-                    return
         with contextlib.suppress(OSError):
             spare = path.with_suffix(".new")
             spare.write_bytes(codec.to_json(ExitNote(generation=self.generation, code=int(code), reason=reason)))

@@ -34,6 +34,7 @@ PENDING_BYTES: Final = 16 << 20
 RECONNECT_SECONDS: Final = 0.1
 QUEUE: Final = "q"
 VERSION: Final = "0.1.0"
+WRONG_LAST_SEQUENCE: Final = (10_071, 10_164)
 EVENT_DAYS: Final = 7
 EVENT_LIMIT: Final = 100_000
 
@@ -71,6 +72,15 @@ def error_headers(code: int, message: str) -> dict[str, str]:
     return {"Nats-Service-Error-Code": str(code), "Nats-Service-Error": clean[:1_024]}
 
 
+class _Connection(Nc):
+    """nats-py's client (2.16.0), mended: a cancelled flush made the answer to its ping end the reading for good."""
+
+    async def _process_pong(self) -> None:
+        if self._pongs and self._pongs[0].done():
+            self._pongs[0] = asyncio.get_running_loop().create_future()
+        await super()._process_pong()
+
+
 class Bus:
     """A connection to NATS.
 
@@ -89,6 +99,7 @@ class Bus:
         self._back: list[Callable[[], None]] = []
         self._watchers: set[KeyValue.KeyWatcher] = set()
         self._js: JetStreamContext | None = None
+        self._closing = False
         self._last_error = ""
         self._told_at = 0.0
 
@@ -101,7 +112,7 @@ class Bus:
         urls = config.urls
         if not urls:
             raise BusError("no NATS URL: the configuration has none and none was given with --nats")
-        nc = Nc()
+        nc = _Connection()
         bus = cls(nc, urls)
         options: dict[str, Any] = {
             "servers": urls,
@@ -258,18 +269,12 @@ class Bus:
 
     async def close(self) -> None:
         """Send what is buffered and close; never waits longer than a few seconds."""
+        self._closing = True
         with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
             if self._nc.is_connected:
                 await self._nc.flush(timeout=2)
         with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
             await self._nc.close()
-
-    async def drain(self) -> None:
-        """Let every subscription finish what it has, then close."""
-        try:
-            await self._nc.drain()
-        except nats.errors.Error:
-            await self.close()
 
     def _too_large(self, payload: bytes) -> ServiceError:
         return ServiceError(413, f"{len(payload)} bytes are more than the {self.max_payload} that NATS takes")
@@ -290,6 +295,8 @@ class Bus:
             log.warning("%s%s", waiting, self._last_error)
 
     async def _on_disconnected(self) -> None:
+        if self._closing:
+            return
         if self.down_since is None:
             self.down_since = time.monotonic()
             log.warning("connection to NATS lost")
@@ -410,8 +417,10 @@ class Bucket:
 def _errors() -> Iterator[None]:
     try:
         yield
-    except nats.js.errors.KeyWrongLastSequenceError:
-        raise TakenError("somebody else has changed the key") from None
+    except nats.js.errors.APIError as error:
+        if isinstance(error, nats.js.errors.KeyWrongLastSequenceError) or error.err_code in WRONG_LAST_SEQUENCE:
+            raise TakenError("somebody else has changed the key") from None
+        raise BusError(f"the key-value bucket refused: {error.description}") from None
     except (nats.errors.Error, TimeoutError) as error:
         raise BusError(f"the key-value bucket did not answer: {error or type(error).__name__}") from None
 

@@ -1,0 +1,240 @@
+"""GPU actors as processors meet them: real processes, the simulated engine, a real bus."""
+
+import signal
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from messages import codec
+from messages.bus import Bus, NobodyThereError, ServiceError
+from messages.lifecycle import Answer, Control, Exit, State
+from messages.work import Bootstrap, Decode, Job, Prefill, Sampling
+from tests.conftest import NatsServer, eventually
+from tests.harness import ROOT, Cast, Desk
+
+pytestmark = pytest.mark.nats
+
+
+def configuration(prefill: bool, **simulated: Any) -> dict[str, Any]:
+    cast: dict[str, Any] = {"processor": {}, "decode": {"count": 2, "capacity": 8, "drain_deadline": 5.0}}
+    if prefill:
+        cast["prefill"] = {"count": 1, "capacity": 8}
+    model = {"name": "demo", "engine": "simulated", "tokenizer": str(ROOT / "models" / "tiny"), "cast": cast}
+    return {"models": [model | {"simulated": {"ttft": 0.0, "itl": 0.0} | simulated}], "drills": "allowed"}
+
+
+@pytest.fixture
+async def desk(bus: Bus) -> AsyncIterator[Desk]:
+    from messages.subjects import Subjects
+
+    made = Desk(bus, Subjects())
+    await made.open()
+    yield made
+
+
+def decode(desk: Desk, prompt: list[int], max_tokens: int = 32, **fields: Any) -> Decode:
+    return Decode(**_common(desk, prompt, max_tokens, fields))
+
+
+def prefill(desk: Desk, prompt: list[int], max_tokens: int = 32, **fields: Any) -> Prefill:
+    return Prefill(**_common(desk, prompt, max_tokens, fields))
+
+
+def _common(desk: Desk, prompt: list[int], max_tokens: int, fields: dict[str, Any]) -> dict[str, Any]:
+    given = {"request": str(uuid.uuid4()), "attempt": 0, "out": desk.name, "ttl": 30.0}
+    sampling = Sampling(max_tokens=max_tokens, temperature=0)
+    return given | {"prompt": codec.pack_tokens(prompt), "sampling": sampling} | fields
+
+
+async def asked_again(desk: Desk, slot: str, job: Job, code: int) -> str:
+    with pytest.raises(ServiceError) as refused:
+        await desk.ask(slot, job)
+    assert refused.value.code == code
+    return refused.value.message
+
+
+@pytest.fixture
+def cast(tmp_path: Path, nats_server: NatsServer, request: pytest.FixtureRequest) -> Any:
+    arguments = dict(getattr(request, "param", {}))
+    made = Cast(tmp_path, nats_server.url, configuration(arguments.pop("prefill", False), **arguments))
+    yield made
+    made.stop()
+
+
+async def test_tokens_follow_from_the_prompt_and_go_on_where_another_actor_stopped(
+    cast: Cast, bus: Bus, desk: Desk
+) -> None:
+    cast.start("demo-decode-0")
+    cast.start("demo-decode-1")
+    await cast.until_ready(bus, "demo-decode-0", "demo-decode-1")
+    whole = decode(desk, [7, 8, 9], 64)
+    accept = await desk.ask("demo-decode-0", whole)
+    assert accept.by == "demo-decode-0-g1"
+    finish = await desk.finished(whole.request)
+    assert (finish.reason, finish.prompt_tokens, finish.completion_tokens) == ("length", 3, 64)
+    text = desk.tokens[f"{whole.request}:0"]
+    assert len(text) == 64
+    rest = decode(desk, [7, 8, 9, *text[:20]], 44)
+    await desk.ask("demo-decode-1", rest)
+    await desk.finished(rest.request)
+    assert desk.tokens[f"{rest.request}:0"] == text[20:]
+
+
+@pytest.mark.parametrize("cast", [{"prefill": True, "ttft": 0.01}], indirect=True)
+async def test_prefill_and_decode_meet_in_a_room_and_make_what_one_engine_makes(
+    cast: Cast, bus: Bus, desk: Desk
+) -> None:
+    for slot in ("demo-prefill-0", "demo-decode-0"):
+        cast.start(slot)
+    ready = await cast.until_ready(bus, "demo-prefill-0", "demo-decode-0")
+    address = ready["demo-prefill-0"].bootstrap
+    assert address is not None
+    room = Bootstrap(host=address[0], port=address[1], room=77)
+    apart = decode(desk, list(range(40)), 16, bootstrap=room)
+    await desk.ask("demo-decode-0", apart)
+    ahead = prefill(desk, list(range(40)), 16, request=apart.request, bootstrap=room)
+    await desk.ask("demo-prefill-0", ahead)
+    assert (await desk.finished(apart.request)).reason == "length"
+    assert len(desk.tokens[f"{apart.request}:0"]) == 16
+    await eventually(lambda: f"{apart.request}:0" in desk.prefilled)
+    assert desk.prefilled[f"{apart.request}:0"].prompt_tokens == 40
+    alone = decode(desk, list(range(40)), 16, bootstrap=Bootstrap(host="2.2.2.2", port=1, room=78))
+    await desk.ask("demo-decode-0", alone)
+    await desk.finished(alone.request)
+    assert desk.tokens[f"{alone.request}:0"] == desk.tokens[f"{apart.request}:0"]
+
+
+@pytest.mark.parametrize("cast", [{"prefill": True, "ttft": 30.0}], indirect=True)
+async def test_prefills_death_is_felt_by_decode_at_once(cast: Cast, bus: Bus, desk: Desk) -> None:
+    dying = cast.start("demo-prefill-0")
+    cast.start("demo-decode-0")
+    ready = await cast.until_ready(bus, "demo-prefill-0", "demo-decode-0")
+    address = ready["demo-prefill-0"].bootstrap
+    assert address is not None
+    room = Bootstrap(host=address[0], port=address[1], room=5)
+    waiting = decode(desk, [1, 2, 3], bootstrap=room)
+    await desk.ask("demo-decode-0", waiting)
+    await desk.ask("demo-prefill-0", prefill(desk, [1, 2, 3], bootstrap=room))
+    dying.kill()
+    finish = await desk.finished(waiting.request, seconds=2)
+    assert (finish.reason, finish.code) == ("error", 503)
+    assert "is gone" in finish.message
+
+
+async def test_what_cannot_be_taken_is_refused_with_its_code(cast: Cast, bus: Bus, desk: Desk) -> None:
+    cast.start("demo-decode-0", 3)
+    await cast.until_ready(bus, "demo-decode-0", generation=3)
+    job = decode(desk, [1, 2, 3])
+    assert "not #2" in await asked_again(desk, "demo-decode-0", decode(desk, [1], generation=2), 409)
+    assert "does decode" in await asked_again(desk, "demo-decode-0", prefill(desk, [1]), 400)
+    assert "deadline" in await asked_again(desk, "demo-decode-0", decode(desk, [1], ttl=0.0), 408)
+    with pytest.raises(ServiceError) as refused:
+        await bus.request(desk.subjects.work("demo", "decode", "demo-decode-0"), b"\x00nonsense", timeout=2)
+    assert refused.value.code == 400
+    await desk.ask("demo-decode-0", job)
+    assert (await desk.finished(job.request)).reason == "length"
+
+
+@pytest.mark.parametrize("cast", [{"itl": 5.0}], indirect=True)
+async def test_capacity_asking_twice_and_abort(cast: Cast, bus: Bus, desk: Desk) -> None:
+    cast.start("demo-decode-0")
+    await cast.until_ready(bus, "demo-decode-0")
+    jobs = [decode(desk, [1, number]) for number in range(8)]
+    for job in jobs:
+        assert (await desk.ask("demo-decode-0", job)) == (await desk.ask("demo-decode-0", job))
+    assert "full" in await asked_again(desk, "demo-decode-0", decode(desk, [2]), 429)
+    abort = codec.to_json(Control(request=jobs[0].request, attempt=0))
+    answer = await bus.request(desk.subjects.control("demo-decode-0", "abort"), abort, timeout=2)
+    assert codec.from_json(answer.data, Answer).message == "1 aborted"
+    finish = await desk.finished(jobs[0].request, seconds=1)
+    assert (finish.reason, finish.code) == ("abort", 499)
+    await desk.ask("demo-decode-0", decode(desk, [3]))
+
+
+@pytest.mark.parametrize("cast", [{"itl": 0.02}], indirect=True)
+async def test_a_drain_finishes_what_is_there_takes_nothing_new_and_says_goodbye(
+    cast: Cast, bus: Bus, desk: Desk
+) -> None:
+    process = cast.start("demo-decode-0")
+    await cast.until_ready(bus, "demo-decode-0")
+    job = decode(desk, [4, 5], 20)
+    await desk.ask("demo-decode-0", job)
+    await desk.some(job.request, 1)
+    process.send_signal(signal.SIGTERM)
+    assert (await desk.finished(job.request)).reason == "length"
+    assert len(desk.tokens[f"{job.request}:0"]) == 20
+    await eventually(lambda: process.poll() is not None)
+    assert process.returncode == Exit.OK
+    assert cast.exit_note("demo-decode-0").reason == "drained"
+    registry = await bus.bucket(desk.subjects.registry_bucket)
+    assert await registry.get("decode.demo-decode-0") is None
+    with pytest.raises(NobodyThereError):
+        await desk.ask("demo-decode-0", decode(desk, [1]))
+
+
+@pytest.mark.parametrize("cast", [{"itl": 60.0}], indirect=True)
+async def test_a_second_sigterm_aborts_what_is_left_each_with_its_finish(cast: Cast, bus: Bus, desk: Desk) -> None:
+    process = cast.start("demo-decode-0")
+    await cast.until_ready(bus, "demo-decode-0")
+    job = decode(desk, [4, 5], 20)
+    await desk.ask("demo-decode-0", job)
+    process.send_signal(signal.SIGTERM)
+    registry = await bus.bucket(desk.subjects.registry_bucket)
+
+    async def state() -> str:
+        entry = await registry.get("decode.demo-decode-0")
+        return "" if entry is None else entry[0].decode()
+
+    while f'"state":"{State.DRAINING}"' not in await state():
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert (await desk.finished(job.request)).reason == "abort"
+    await eventually(lambda: process.poll() is not None)
+    assert process.returncode == Exit.ABORTED
+
+
+@pytest.mark.parametrize("cast", [{"itl": 0.01}], indirect=True)
+async def test_frames_lost_while_nats_restarts_come_again(
+    cast: Cast, bus: Bus, desk: Desk, nats_server: NatsServer
+) -> None:
+    cast.start("demo-decode-0")
+    await cast.until_ready(bus, "demo-decode-0")
+    back = False
+
+    def on_back() -> None:
+        nonlocal back
+        back = True
+
+    bus.on_back(on_back)
+    job = decode(desk, [4, 5], 150)
+    await desk.ask("demo-decode-0", job)
+    await desk.some(job.request, 5)
+    nats_server.stop()
+    nats_server.start()
+    await eventually(lambda: back)
+    await desk.hello("demo-decode-0-g1", desk.last["demo-decode-0-g1"])
+    assert (await desk.finished(job.request, seconds=10)).reason == "length"
+    assert len(desk.tokens[f"{job.request}:0"]) == 150
+
+
+async def test_a_newer_generation_ends_an_older_life(cast: Cast, bus: Bus, desk: Desk) -> None:
+    old = cast.start("demo-decode-0", 1)
+    await cast.until_ready(bus, "demo-decode-0")
+    registry = await bus.bucket(desk.subjects.registry_bucket)
+    await registry.put("gen.demo-decode-0", b"2")
+    await eventually(lambda: old.poll() is not None)
+    assert old.returncode == Exit.REGISTER
+    late = cast.start("demo-decode-0", 1)
+    await eventually(lambda: late.poll() is not None, 10)
+    assert late.returncode == Exit.REGISTER
+    assert "generation 2" in cast.exit_note("demo-decode-0").reason
+
+
+async def test_a_bad_slot_is_a_configuration_error_that_names_the_slots_there_are(cast: Cast, bus: Bus) -> None:
+    process = cast.start("demo-decode-7")
+    await eventually(lambda: process.poll() is not None, 10)
+    assert process.returncode == Exit.CONFIG
+    assert "demo-decode-1" in cast.log("demo-decode-7")

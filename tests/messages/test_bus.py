@@ -1,0 +1,143 @@
+"""The bus as its users meet it: waiting for a server, errors with names, watches that survive a restart."""
+
+import asyncio
+import socket
+import time
+from pathlib import Path
+
+import pytest
+from nats.aio.msg import Msg
+
+from messages.bus import Bus, BusError, NobodyThereError, ServiceError, SilentError, TakenError, error_headers
+from messages.config import Nats
+from tests.conftest import NatsServer
+
+pytestmark = pytest.mark.nats
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+async def test_a_server_that_comes_later_is_waited_for(tmp_path: Path) -> None:
+    server = NatsServer(tmp_path)
+    server.port = free_port()
+    connecting = asyncio.ensure_future(Bus.connect(Nats(url=server.url), name="early", wait=10))
+    await asyncio.sleep(0)
+    await asyncio.to_thread(server.start)
+    try:
+        bus = await connecting
+        await bus.require_jetstream()
+        await bus.close()
+    finally:
+        server.stop()
+
+
+async def test_a_server_that_never_comes_is_named_with_the_reason() -> None:
+    url = f"nats://127.0.0.1:{free_port()}"
+    with pytest.raises(BusError, match=f"no NATS server at {url} within 0.5 s: .*[Cc]onnect"):
+        await Bus.connect(Nats(url=url), name="hopeless", wait=0.5)
+
+
+async def test_a_server_without_jetstream_is_told_plainly(tmp_path: Path) -> None:
+    server = NatsServer(tmp_path, jetstream=False)
+    server.start()
+    try:
+        bus = await Bus.connect(Nats(url=server.url), name="plain", wait=5)
+        with pytest.raises(BusError, match="has no JetStream; start it with -js"):
+            await bus.require_jetstream()
+        await bus.close()
+    finally:
+        server.stop()
+
+
+async def test_a_wrong_password_is_said(tmp_path: Path) -> None:
+    server = NatsServer(tmp_path, "--user", "me", "--pass", "secret")
+    server.start()
+    try:
+        with pytest.raises(BusError, match="[Aa]uthorization"):
+            await Bus.connect(Nats(url=server.url, user="me", password="wrong"), name="thief", wait=1.5)
+        bus = await Bus.connect(Nats(url=server.url, user="me", password="secret"), name="me", wait=5)
+        await bus.close()
+    finally:
+        server.stop()
+
+
+async def test_requests_fail_by_name(bus: Bus) -> None:
+    async def refuse(msg: Msg) -> None:
+        await bus.publish(msg.reply, headers=error_headers(429, "full:\n8 requests"))
+
+    async def ignore(msg: Msg) -> None:
+        return
+
+    await bus.subscribe("refuses", refuse)
+    await bus.subscribe("ignores", ignore)
+    began = time.monotonic()
+    with pytest.raises(NobodyThereError):
+        await bus.request("nobody", timeout=5)
+    assert time.monotonic() - began < 2, "nobody there is told at once, not after the time-out"
+    with pytest.raises(ServiceError) as refused:
+        await bus.request("refuses", timeout=5)
+    assert (refused.value.code, refused.value.message) == (429, "full: 8 requests")
+    with pytest.raises(SilentError):
+        await bus.request("ignores", timeout=0.05)
+
+
+async def test_a_message_that_does_not_fit_is_refused_with_both_numbers(bus: Bus) -> None:
+    size = bus.max_payload + 1
+    with pytest.raises(ServiceError) as refused:
+        await bus.publish("anything", b"x" * size)
+    assert refused.value.code == 413
+    assert str(size) in refused.value.message and str(bus.max_payload) in refused.value.message
+
+
+async def test_compare_and_set(bus: Bus) -> None:
+    bucket = await bus.bucket("things")
+    first = await bucket.create("key", b"1")
+    with pytest.raises(TakenError):
+        await bucket.create("key", b"2")
+    await bucket.update("key", b"2", first)
+    with pytest.raises(TakenError):
+        await bucket.update("key", b"3", first)
+    with pytest.raises(TakenError):
+        await bucket.delete("key", first)
+    assert await bucket.all() == {"key": b"2"}
+    await bucket.delete("key")
+    assert await bucket.get("key") is None
+    await bucket.create("key", b"again")
+
+
+async def test_a_watch_is_made_anew_after_a_restart_and_sees_what_changed_meanwhile(
+    bus: Bus, nats_server: NatsServer
+) -> None:
+    bucket = await bus.bucket("things")
+    await bucket.put("stays", b"1")
+    await bucket.put("goes", b"1")
+    seen: asyncio.Queue[object] = asyncio.Queue()
+    keeping = asyncio.ensure_future(bucket.keep(">", seen.put_nowait, lambda *change: seen.put_nowait(change)))
+    async with asyncio.timeout(15):
+        assert await seen.get() == {"stays": b"1", "goes": b"1"}
+        await bucket.put("stays", b"2")
+        assert await seen.get() == ("stays", b"2")
+        await bucket.delete("goes")
+        assert await seen.get() == ("goes", None)
+        nats_server.stop()
+        nats_server.start()
+        assert await seen.get() == {"stays": b"2"}
+        await bucket.put("new", b"3")
+        assert await seen.get() == ("new", b"3")
+    assert bus.reconnects == 1
+    keeping.cancel()
+    await asyncio.wait({keeping})
+
+
+async def test_a_cancelled_flush_leaves_the_connection_well(bus: Bus) -> None:
+    for _ in range(20):
+        flushing = asyncio.ensure_future(bus.flush())
+        await asyncio.sleep(0)
+        flushing.cancel()
+    await bus.flush()
+    assert bus.connected and bus.reconnects == 0

@@ -1,0 +1,66 @@
+"""Configurations: what is wrong is said with its place and what would be right."""
+
+from pathlib import Path
+
+import pytest
+
+from messages import config
+from messages.config import ConfigError
+
+GOOD = """
+models:
+  - name: Qwen/Qwen3-0.6B
+    path: ./model
+    cast: {processor: {count: 2}, prefill: {}, decode: {}}
+"""
+
+
+def test_a_good_one_has_its_slots_in_starting_order(tmp_path: Path) -> None:
+    cluster = config.parse(GOOD.encode(), tmp_path)
+    assert list(config.slots_of(cluster)) == [
+        "Qwen_Qwen3-0_6B-prefill-0",
+        "Qwen_Qwen3-0_6B-decode-0",
+        "Qwen_Qwen3-0_6B-processor-0",
+        "Qwen_Qwen3-0_6B-processor-1",
+    ]
+    assert cluster.models[0].path == str((tmp_path / "model").resolve())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("name: Qwen/Qwen3-0.6B", "nam: x"), "models[0].nam: unknown; did you mean 'name'?"),
+        (("prefill: {}", "prefil: {}"), "prefil"),
+        (("count: 2", "count: two"), "models[0].cast[...].count: expected `int`, got `str`"),
+        (("count: 2", "count: -1"), "models[0].cast[...].count: expected `int` >= 0"),
+        (("count: 2", "restart: {intensty: 3}"), "restart.intensty: unknown; did you mean 'intensity'?"),
+        (("processor: {count: 2}, ", ""), "there is no processor"),
+        ((", decode: {}", ""), "there is no decode"),
+        (("decode: {}", "decode: {min_ready: 2}"), "min_ready: 2 is more than count (1)"),
+        (("decode: {}", "decode: {gpus: [[0], [1]]}"), "gpus: 2 lists for 1 slots"),
+        (("    path: ./model\n", ""), "path: missing"),
+        (("models:", "cluster: a.b\nmodels:"), "cluster: the name 'a.b' may hold only"),
+        (("models:", "models: [}"), "not YAML"),
+    ],
+)
+def test_a_bad_one_says_where_and_what(change: tuple[str, str], said: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as refused:
+        config.parse(GOOD.replace(*change).encode(), tmp_path)
+    assert said in str(refused.value)
+
+
+def test_two_models_with_one_alias_are_refused(tmp_path: Path) -> None:
+    other = GOOD.replace("models:\n", "").replace("Qwen/Qwen3-0.6B", "Qwen_Qwen3-0_6B")
+    with pytest.raises(ConfigError, match="both have the alias"):
+        config.parse((GOOD + other).encode(), tmp_path)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.yaml: cannot be read: No such file"):
+        config.read(tmp_path / "none.yaml")
+
+
+def test_a_slot_that_is_not_there_brings_the_nearest(tmp_path: Path) -> None:
+    cluster = config.parse(GOOD.encode(), tmp_path)
+    with pytest.raises(ConfigError, match="did you mean 'Qwen_Qwen3-0_6B-decode-0'"):
+        config.find_slot(cluster, "Qwen_Qwen3-0_6B-decode-00")
