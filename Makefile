@@ -16,7 +16,7 @@ setup:  ## install everything into .venv and build the tiny model (TORCH_INDEX=U
 	@TORCH_INDEX='$(TORCH_INDEX)' $(PYTHON) .ci/setup.py
 
 setup-base:  ## install all but PyTorch and SGLang into .venv
-	@$(PYTHON) .ci/setup.py base
+	@$(PYTHON) .ci/setup.py troupe
 
 up: setup  ## start the cluster of CONFIG (configs/demo.yaml) in the foreground
 	@.venv/bin/troupe up $(CONFIG)

@@ -61,11 +61,13 @@ class Stage:
 
 
 def make_venv() -> None:
-    if VENV.exists() and not PYTHON.exists():
-        raise SetupError(
-            f"{VENV} is there but has no {PYTHON.relative_to(VENV)}: remove it (make clean) and call again"
-        )
-    done = subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENV)], capture_output=True, text=True)
+    if VENV.exists() and not STAMPS.exists():
+        raise SetupError(f"{VENV} was not made by this set-up and would be overwritten: move it away and call again")
+    if VENV.exists():
+        shutil.rmtree(VENV)
+    # First the folder of stamps: it tells the next call that what lies here is ours, however far this one gets.
+    STAMPS.mkdir(parents=True)
+    done = subprocess.run([sys.executable, "-m", "venv", str(VENV)], capture_output=True, text=True)
     if done.returncode:
         raise SetupError(
             f"python -m venv failed (on Debian the package python3-venv is needed):\n{done.stdout}{done.stderr}"
@@ -73,16 +75,20 @@ def make_venv() -> None:
 
 
 def install_base() -> None:
-    pip("-r", "constraints/base.txt", "-r", "constraints/dev.txt")
+    pip("install", "-r", "constraints/base.txt", "-r", "constraints/dev.txt")
+
+
+def install_troupe() -> None:
     # "compat" puts this folder on the path as it is, so packages and modules that come later need no new set-up.
-    pip("--no-build-isolation", "--config-settings=editable_mode=compat", "--editable", ".")
+    pip("install", "--no-build-isolation", "--config-settings=editable_mode=compat", "--editable", ".")
 
 
 def install_cpu() -> None:
     index = os.environ.get("TORCH_INDEX", "")
-    pip("-r", "constraints/cpu.txt", *(["--extra-index-url", index] if index else []))
+    pip("install", "-r", "constraints/cpu.txt", *(["--extra-index-url", index] if index else []))
     for version in VENV.glob("lib/python*/site-packages/torch/version.py"):
         if "cuda: Optional[str] = None" not in version.read_text():
+            pip("uninstall", "--yes", "torch")
             raise SetupError(
                 "pip found a CUDA build of PyTorch, which cannot be loaded here. Call again with TORCH_INDEX set to "
                 "the package index that has the CPU builds; the README's set-up section says where that is."
@@ -94,24 +100,38 @@ def build_model() -> None:
 
 
 STAGES = (
-    Stage("base", "Troupe, its libraries and test tools (about 65 MB to download)",
-          ("pyproject.toml", "constraints/base.txt", "constraints/dev.txt"), install_base, (".venv/bin/troupe",)),
+    Stage(
+        "base",
+        "libraries and test tools (about 65 MB to download)",
+        ("constraints/base.txt", "constraints/dev.txt"),
+        install_base,
+    ),
+    Stage("troupe", "Troupe itself, as it lies in this folder", ("pyproject.toml",), install_troupe),
     Stage("cpu", "PyTorch and SGLang for a CPU (about 365 MB to download)", ("constraints/cpu.txt",), install_cpu),
-    Stage("model", "the tiny model (nothing to download)", ("models/build_tiny.py", "models/tiny/config.json"),
-          build_model, ("models/tiny/model.safetensors",)),
-)  # fmt: skip
+    Stage(
+        "model",
+        "the tiny model (nothing to download)",
+        ("models/build_tiny.py", "models/tiny/config.json"),
+        build_model,
+        ("models/tiny/model.safetensors",),
+    ),
+)
 
 
 def pip(*arguments: str) -> None:
-    """Run `pip install --no-deps`, print a line for each download, keep the rest in the log.
-
-    Every version is pinned and every dependency listed, so nothing is left for pip to resolve; SGLang's own list could
-    not be resolved on a CPU anyway.
-    """
-    command = [str(PYTHON), "-m", "pip", "install", "--no-deps", "--progress-bar=off", "--no-input", *arguments]
-    # pip compiles what it installs; without .pyc files each start of an engine costs some 20 CPU seconds more.
-    environ = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    """Run pip, print a line for each large download, keep the rest in the log."""
+    command = [str(PYTHON), "-m", "pip", *arguments]
+    environ = {
+        **os.environ,
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "PIP_NO_INPUT": "1",
+        "PIP_PROGRESS_BAR": "off",
+        # Every version is pinned and every dependency listed: SGLang's own list cannot be resolved without CUDA.
+        "PIP_NO_DEPS": "1",
+    }
+    # Without .pyc files each start of an engine costs some 20 CPU seconds more; pip compiles what it installs.
     environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    environ.pop("PIP_NO_COMPILE", None)
     drop_half_installed()
     said: list[str] = []
     with LOG.open("a") as log:
@@ -180,7 +200,6 @@ def run_stages(stages: tuple[Stage, ...]) -> None:
     if not (STAMPS / "venv").exists() or (STAMPS / "venv").read_text() != sys.version:
         print(f"set-up: a virtual environment in .venv with Python {sys.version.split()[0]}", flush=True)
         make_venv()
-        STAMPS.mkdir(exist_ok=True)
         (STAMPS / "venv").write_text(sys.version)
     for stage in stages:
         if stage.is_done():
