@@ -1,0 +1,329 @@
+"""Jobs onto GPU actors: choose, tell prefill and decode at the same moment, and go elsewhere when that fails.
+
+Life of an attempt: `place` chooses the seats and asks them. A seat that refuses, is not there or stays silent leads at
+once to the next attempt elsewhere, and to the line of those who wait if there is no other. When both have accepted,
+frames come (`receive`) until a finish. Whatever ends an attempt before, the other side is told to abort.
+"""
+
+import logging
+import random
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+import msgspec
+
+from actors.processor.asks import Asks
+from actors.processor.journal import Job, Journal, Leg
+from actors.processor.router import choose
+from actors.processor.view import Seat, View
+from messages import codec
+from messages.bus import NobodyThereError, ServiceError, SilentError
+from messages.frames import Finish, Item
+from messages.ids import short
+from messages.lifecycle import Control
+from messages.subjects import Subjects
+from messages.work import Bootstrap, Decode, Prefill
+
+log = logging.getLogger("troupe.dispatch")
+
+BUSY: Final = frozenset({409, 429, 503})
+"""Codes that mean "ask another": an older life, full, not ready. Never a fault of the actor."""
+
+CRASHES: Final = 2
+ABORTS: Final = 5
+
+
+class Dispatcher:
+    """All attempts of one processor. `disaggregated` says whether the model's cast has prefill actors."""
+
+    def __init__(
+        self,
+        *,
+        view: View,
+        journal: Journal,
+        asks: Asks,
+        subjects: Subjects,
+        alias: str,
+        incarnation: str,
+        disaggregated: bool,
+        now: Callable[[], float],
+        chance: random.Random | None = None,
+    ) -> None:
+        self._view = view
+        self._journal = journal
+        self._asks = asks
+        self._subjects = subjects
+        self._alias = alias
+        self._incarnation = incarnation
+        self._disaggregated = disaggregated
+        self._now = now
+        self._chance = chance or random.Random()
+        self._at: dict[str, dict[str, Job]] = {}
+        self._work: dict[str, str] = {}
+        self._strays: dict[str, float] = {}
+        self.waiting: dict[str, Job] = {}
+        self.attempts = 0
+
+    # Placing.
+
+    def place(self, job: Job) -> None:
+        """Give a job to actors that are ready; if there are none that can take it, it waits for a change."""
+        if not self.place_now(job):
+            self.waiting[job.id] = job
+
+    def place_now(self, job: Job) -> bool:
+        """Give a new job to actors that can take it now, unless others wait before it."""
+        return not self.waiting and self._try(job)
+
+    def retry(self) -> None:
+        """Something has changed: try those who wait, first come first."""
+        if not self.waiting:
+            return
+        for job in list(self.waiting.values()):
+            if job.over or self._try(job):
+                self.waiting.pop(job.id, None)
+
+    def _try(self, job: Job) -> bool:
+        now = self._now()
+        decode = choose(job.packed, self._view.by_role("decode", now), job.refused, self._chance)
+        if decode is None:
+            return False
+        if not self._disaggregated:
+            self._send(job, None, decode, now)
+            return True
+        prefill = choose(job.packed, self._view.by_role("prefill", now), job.refused, self._chance)
+        if prefill is None or prefill.registration.bootstrap is None:
+            return False
+        self._send(job, prefill, decode, now)
+        return True
+
+    def _send(self, job: Job, prefill: Seat | None, decode: Seat, now: float) -> None:
+        self.attempts += 1
+        sampling, prompt, ttl = job.asked.sampling, job.packed, max(job.deadline - now, 0.001)
+        if job.tokens:
+            prompt += codec.pack_tokens(job.tokens)
+            sampling = msgspec.structs.replace(sampling, max_tokens=sampling.max_tokens - len(job.tokens))
+        meeting = None
+        if prefill is not None and prefill.registration.bootstrap is not None:
+            host, port = prefill.registration.bootstrap
+            meeting = Bootstrap(host=host, port=port, room=self._chance.getrandbits(63))
+            work = Prefill(
+                request=job.id,
+                attempt=job.attempt,
+                out=self._incarnation,
+                prompt=prompt,
+                sampling=sampling,
+                ttl=ttl,
+                generation=prefill.registration.generation,
+                bootstrap=meeting,
+            )
+            job.prefill = self._ask(job, prefill, codec.to_msgpack(work))
+        job.decode = self._ask(
+            job,
+            decode,
+            codec.to_msgpack(
+                Decode(
+                    request=job.id,
+                    attempt=job.attempt,
+                    out=self._incarnation,
+                    prompt=prompt,
+                    sampling=sampling,
+                    ttl=ttl,
+                    generation=decode.registration.generation,
+                    bootstrap=meeting,
+                )
+            ),
+        )
+
+    def _ask(self, job: Job, seat: Seat, work: bytes) -> Leg:
+        leg = Leg(seat)
+        seat.own += 1
+        self._at.setdefault(seat.incarnation, {})[job.id] = job
+        slot = seat.registration.slot
+        subject = self._work.get(slot)
+        if subject is None:
+            subject = self._subjects.work(self._alias, seat.registration.role, slot)
+            self._work[slot] = subject
+        self._asks.ask(subject, work, partial(self._answered, job, job.attempt, leg))
+        return leg
+
+    def _answered(self, job: Job, attempt: int, leg: Leg, outcome: bytes | Exception) -> None:
+        if isinstance(outcome, bytes):
+            return
+        if job.over or job.attempt != attempt or leg.done:
+            if isinstance(outcome, SilentError) and not leg.done:
+                self._abort(job.id, attempt, leg.seat)
+            return
+        where = short(leg.seat.registration.slot, leg.seat.registration.generation)
+        if isinstance(outcome, ServiceError) and outcome.code not in BUSY:
+            self._release(job, leg)
+            self._journal.end(job, job.error(outcome.code, f"{where}: {outcome.message}"))
+            return
+        log.debug("request %s: %s does not take attempt %d: %s", job.id, where, attempt, outcome)
+        if isinstance(outcome, NobodyThereError | ServiceError):
+            self._release(job, leg)
+        self._refused(job, leg)
+        self.again(job)
+
+    # What comes back.
+
+    def receive(self, sender: str, item: Item) -> None:
+        """Take in what one stream got."""
+        job = self._journal.get(item.request)
+        if job is None or item.attempt != job.attempt:
+            if item.finish is None:
+                self._stray(sender, item)
+            return
+        decode, prefill = job.decode, job.prefill
+        if decode is not None and sender == decode.seat.incarnation and not decode.done:
+            self._decoded(job, decode, item)
+        elif prefill is not None and sender == prefill.seat.incarnation and not prefill.done:
+            if item.finish is not None:
+                self._prefilled(job, prefill, item.finish)
+
+    def _decoded(self, job: Job, leg: Leg, item: Item) -> None:
+        finish = item.finish
+        if item.tokens:
+            ids = codec.unpack_tokens(item.tokens)
+            have = len(job.tokens) - job.base
+            if item.position > have:
+                log.warning("request %s: tokens %d to %d are missing", job.id, have, item.position - 1)
+                self.again(job)
+                return
+            if item.position < have:
+                ids = ids[have - item.position :]
+            job.receive(ids, finish)
+            if job.stopped:
+                if finish is not None:
+                    self._release(job, leg)
+                self._journal.end(job, job.done("stop"))
+                return
+        if finish is None:
+            job.sink.grown(job)
+            return
+        self._release(job, leg)
+        if finish.reason == "stop" or finish.reason == "length":
+            if job.prefill is None:
+                job.cached = finish.cached_tokens
+            else:
+                # It has handed over, so it needs no abort; its own report may come a moment after this one.
+                self._release(job, job.prefill)
+            self._journal.end(job, job.done("stop" if finish.reason == "stop" else "length"))
+        else:
+            self._failed(job, leg, finish)
+
+    def _prefilled(self, job: Job, leg: Leg, finish: Finish) -> None:
+        self._release(job, leg)
+        if finish.reason in ("prefilled", "stop", "length"):
+            job.cached = finish.cached_tokens
+            self.retry()
+        else:
+            self._failed(job, leg, finish)
+
+    def _failed(self, job: Job, leg: Leg, finish: Finish) -> None:
+        where = short(leg.seat.registration.slot, leg.seat.registration.generation)
+        if finish.reason == "abort" and self._now() >= job.deadline - 0.1:
+            self._journal.end(job, job.error(408, f"the deadline of {job.asked.ttl:g} s has passed"))
+        elif finish.reason == "error" and finish.code in BUSY:
+            self._refused(job, leg)
+            self.again(job)
+        elif finish.reason == "abort":
+            self._refused(job, leg)
+            self.crashed(job, f"{where} gave it up: {finish.message or finish.reason}")
+        else:
+            self._journal.end(job, job.error(finish.code or 500, f"{where}: {finish.message or finish.reason}"))
+
+    # Going on elsewhere.
+
+    def lost(self, seat: Seat) -> None:
+        """A seat's life is over: what it had of ours goes on elsewhere."""
+        where = short(seat.registration.slot, seat.registration.generation)
+        for job in list(self._at.pop(seat.incarnation, {}).values()):
+            for leg in (job.prefill, job.decode):
+                if leg is not None and leg.seat is seat:
+                    leg.done = True
+            self.crashed(job, f"{where} died")
+
+    def crashed(self, job: Job, why: str) -> None:
+        """Go on elsewhere after a fault of an actor; a request that has met two of them is perhaps their cause."""
+        job.crashes += 1
+        if job.crashes >= CRASHES:
+            self._journal.end(job, job.error(500, f"{why}; {job.crashes} actors have failed on this request"))
+        else:
+            log.info("request %s: %s; going on elsewhere after %d tokens", job.id, why, len(job.tokens))
+            self.again(job)
+
+    def again(self, job: Job) -> None:
+        """Begin the next attempt, from the prompt and the tokens so far."""
+        self._withdraw(job)
+        job.attempt += 1
+        job.base = len(job.tokens)
+        sampling = job.asked.sampling
+        if job.tokens:
+            if sampling.frequency_penalty or sampling.presence_penalty or sampling.repetition_penalty != 1.0:
+                why = "penalties count generated tokens, so that it cannot be continued elsewhere"
+                self._journal.end(job, job.error(500, f"an actor failed on this request, and {why}"))
+                return
+            if sampling.min_tokens:
+                why = "min_tokens counts generated tokens, so that it cannot be continued elsewhere"
+                self._journal.end(job, job.error(500, f"an actor failed on this request, and {why}"))
+                return
+            if len(job.tokens) >= sampling.max_tokens:
+                self._journal.end(job, job.done("length"))
+                return
+            job.resumed = job.resumed or sampling.temperature > 0
+        if not self._try(job):
+            self.waiting[job.id] = job
+
+    def over(self, job: Job) -> None:
+        """A job has ended: free its seats, and stop what is still being done for it."""
+        self.waiting.pop(job.id, None)
+        self._withdraw(job)
+        if self.waiting:
+            self.retry()
+
+    def _refused(self, job: Job, leg: Leg) -> None:
+        """Note that a seat has refused a job: it is asked again only when something has changed there."""
+        self._withdraw(job)
+        job.refused[leg.seat.incarnation] = leg.seat.version
+
+    def _withdraw(self, job: Job) -> None:
+        for leg in (job.prefill, job.decode):
+            if leg is not None and not leg.done:
+                self._release(job, leg)
+                self._abort(job.id, job.attempt, leg.seat)
+        job.prefill = job.decode = None
+
+    def _release(self, job: Job, leg: Leg) -> None:
+        if leg.done:
+            return
+        leg.done = True
+        there = self._at.get(leg.seat.incarnation)
+        if there is not None:
+            there.pop(job.id, None)
+        self._view.freed(leg.seat)
+
+    def _stray(self, sender: str, item: Item) -> None:
+        """Somebody works on what nobody wants: say so, once a second for each request."""
+        now = self._now()
+        key = f"{item.request}:{sender}"
+        if now - self._strays.get(key, 0.0) < 1.0:
+            return
+        if len(self._strays) >= 4_096:
+            self._strays.clear()
+        self._strays[key] = now
+        slot = sender.rpartition("-g")[0]
+        seat = self._view.seats.get(slot)
+        if seat is not None and seat.incarnation == sender:
+            self._abort(item.request, item.attempt, seat)
+
+    def _abort(self, request: str, attempt: int, seat: Seat, tries: int = ABORTS) -> None:
+        """Tell a seat to stop; repeated until it is answered, or nobody is there."""
+        asked = Control(request=request, attempt=attempt, generation=seat.registration.generation)
+
+        def then(outcome: bytes | Exception) -> None:
+            if isinstance(outcome, SilentError) and tries > 1:
+                self._abort(request, attempt, seat, tries - 1)
+
+        self._asks.ask(self._subjects.control(seat.registration.slot, "abort"), codec.to_json(asked), then)

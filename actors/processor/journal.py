@@ -1,0 +1,268 @@
+"""The requests that this processor owns: each with its prompt, its tokens so far, its deadline, and one last word.
+
+A job is made when a request is accepted, is in the journal until its end, and ends in `Journal.end` or, where somebody
+else owns the request now, in `Journal.leave`: nowhere else, and once.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from typing import Literal, Protocol
+
+from msgspec import Struct
+
+from actors.processor.output import Output
+from actors.processor.parsers.parser import Parser
+from actors.processor.view import Seat
+from messages import codec
+from messages.frames import Finish
+from messages.submit import Done, Error, ToolCall, Usage
+from messages.work import Sampling
+
+Kind = Literal["chat", "completion", "generate"]
+
+
+class Asked(Struct, kw_only=True):
+    """A request as the processor works on it, whatever door and form it came by; everything in it has been checked.
+
+    `prompt` is token ids; `received` what the client had got before it came to us, at attempt `before`; `ttl` is in
+    seconds.
+    """
+
+    id: str
+    kind: Kind
+    prompt: list[int]
+    sampling: Sampling
+    ttl: float
+    output: Output | None = None
+    parser: Parser | None = None
+    received: list[int] = []
+    before: int = 0
+
+
+class Sink(Protocol):
+    """Where a job's output goes; none of these waits."""
+
+    def accepted(self, job: "Job") -> None:
+        """The job is ours."""
+
+    def grown(self, job: "Job") -> None:
+        """There is something to `take` from the job."""
+
+    def ended(self, job: "Job") -> None:
+        """The job has its last word; there may still be something to take before it."""
+
+    def left(self, job: "Job") -> None:
+        """Somebody else owns the request now; no word is to be said by us."""
+
+
+class Piece(Struct):
+    """What has piled up for a client since it was last given something."""
+
+    position: int
+    token_ids: list[int]
+    text: str
+    reasoning: str
+    tool_calls: list[ToolCall]
+
+
+class Leg:
+    """One side of an attempt: the seat that was asked to prefill or to decode."""
+
+    __slots__ = ("done", "seat")
+
+    def __init__(self, seat: Seat) -> None:
+        self.seat = seat
+        self.done = False
+
+
+class Job:
+    """One request under way.
+
+    `attempt` is fenced by the GPU actors and told to the client; `claim` is the attempt with which the client's
+    submission began. `base` is the number of tokens there were when the attempt began.
+    """
+
+    __slots__ = (
+        "asked",
+        "attempt",
+        "base",
+        "cached",
+        "calls",
+        "claim",
+        "crashes",
+        "deadline",
+        "decode",
+        "id",
+        "last",
+        "over",
+        "packed",
+        "prefill",
+        "reasoning",
+        "refused",
+        "resumed",
+        "sent",
+        "sink",
+        "started",
+        "text",
+        "timer",
+        "tokens",
+    )
+
+    def __init__(self, asked: Asked, sink: Sink, now: float) -> None:
+        self.id = asked.id
+        self.asked = asked
+        self.sink = sink
+        self.claim = self.attempt = asked.before + 1
+        self.deadline = now + asked.ttl
+        self.timer: asyncio.TimerHandle | None = None
+        self.packed = codec.pack_tokens(asked.prompt)
+        self.tokens: list[int] = list(asked.received)
+        self.base = self.sent = len(self.tokens)
+        self.text = ""
+        self.reasoning = ""
+        self.calls: list[ToolCall] = []
+        self.prefill: Leg | None = None
+        self.decode: Leg | None = None
+        self.refused: dict[str, int] = {}
+        self.crashes = 0
+        self.cached = 0
+        self.resumed = bool(self.tokens) and asked.sampling.temperature > 0
+        self.last: Done | Error | None = None
+        self.over = False
+        self.started = time.time()
+        if self.tokens:
+            self._prime()
+
+    def receive(self, ids: list[int], finish: Finish | None) -> None:
+        """Take the next tokens of the stream, and read them."""
+        output = self.asked.output
+        if output is None:
+            self.tokens += ids
+            return
+        if finish is not None and finish.matched is not None and ids and ids[-1] == finish.matched:
+            used, text = output.push(ids[:-1])
+            self.tokens += ids if used == len(ids) - 1 else ids[:used]
+        else:
+            used, text = output.push(ids)
+            self.tokens += ids if used == len(ids) else ids[:used]
+        if text:
+            self._read(text)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has ended the stream."""
+        return self.asked.output is not None and self.asked.output.stopped
+
+    def take(self) -> Piece | None:
+        """Give what has piled up since the last time, or None if nothing has."""
+        sent, tokens = self.sent, self.tokens
+        if sent == len(tokens) and not self.text and not self.reasoning and not self.calls:
+            return None
+        piece = Piece(sent, tokens[sent:] if sent else list(tokens), self.text, self.reasoning, self.calls)
+        self.sent = len(tokens)
+        self.text = self.reasoning = ""
+        self.calls = []
+        return piece
+
+    def done(self, reason: Literal["stop", "length"]) -> Done:
+        """Bring the text to its end and make the last word of a request that ended well."""
+        asked = self.asked
+        if asked.output is not None and not asked.output.stopped and (rest := asked.output.finish()):
+            self._read(rest)
+        if self.stopped:
+            reason = "stop"
+        called = False
+        if asked.parser is not None:
+            self._parsed(asked.parser.finish())
+            called = asked.parser.called
+        return Done(
+            id=self.id,
+            attempt=self.attempt,
+            finish_reason="tool_calls" if called and reason == "stop" else reason,
+            usage=Usage(prompt_tokens=len(asked.prompt), completion_tokens=len(self.tokens), cached_tokens=self.cached),
+            resumed=self.resumed,
+        )
+
+    def error(self, code: int, message: str, retry_after: float | None = None) -> Error:
+        """Make the last word of a request that did not end well."""
+        return Error(id=self.id, code=code, message=message, attempt=self.attempt, retry_after=retry_after)
+
+    def _prime(self) -> None:
+        """Bring the text to where the last owner was, which has already told it."""
+        if self.asked.output is not None:
+            _, text = self.asked.output.push(self.tokens)
+            self._read(text)
+        self.text = self.reasoning = ""
+        self.calls = []
+
+    def _read(self, text: str) -> None:
+        if self.asked.parser is None:
+            self.text += text
+        else:
+            self._parsed(self.asked.parser.push(text))
+
+    def _parsed(self, parsed: tuple[str, str, list[ToolCall]]) -> None:
+        reasoning, text, calls = parsed
+        self.reasoning += reasoning
+        self.text += text
+        self.calls += calls
+
+
+class Journal:
+    """All jobs of one processor; `on_end` is called with each job that is over, before its sink learns of it."""
+
+    def __init__(self, on_end: Callable[[Job], None]) -> None:
+        self._on_end = on_end
+        self._jobs: dict[str, Job] = {}
+        self.finished = 0
+        self.failed = 0
+        self.empty = asyncio.Event()
+        self.empty.set()
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def __iter__(self) -> Iterator[Job]:
+        return iter(list(self._jobs.values()))
+
+    def get(self, request: str) -> Job | None:
+        """Find a job by its request's id."""
+        return self._jobs.get(request)
+
+    def begin(self, job: Job) -> None:
+        """Take a job in; from here on it has a deadline."""
+        self._jobs[job.id] = job
+        self.empty.clear()
+        job.timer = asyncio.get_running_loop().call_at(job.deadline, self._too_late, job)
+
+    def end(self, job: Job, last: Done | Error) -> None:
+        """Say the last word on a job; on one that has had it, nothing happens."""
+        if job.over:
+            return
+        job.last = last
+        if isinstance(last, Done):
+            self.finished += 1
+        else:
+            self.failed += 1
+        self._over(job)
+        job.sink.ended(job)
+
+    def leave(self, job: Job) -> None:
+        """Let go of a job that somebody else owns now, without a word."""
+        if not job.over:
+            self._over(job)
+            job.sink.left(job)
+
+    def _over(self, job: Job) -> None:
+        job.over = True
+        del self._jobs[job.id]
+        if job.timer is not None:
+            job.timer.cancel()
+        if not self._jobs:
+            self.empty.set()
+        self._on_end(job)
+
+    def _too_late(self, job: Job) -> None:
+        got = f" and {len(job.tokens)} tokens" if job.tokens else ""
+        self.end(job, job.error(408, f"the deadline of {job.asked.ttl:g} s has passed{got}"))

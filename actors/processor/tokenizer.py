@@ -1,0 +1,95 @@
+"""Text to token ids, and what a model's files say of its ids, without importing transformers or torch."""
+
+import logging
+from pathlib import Path
+from typing import Any, Final
+
+from tokenizers import Tokenizer as Coder
+
+from actors.processor.detokenize import Pieces
+from actors.processor.files import FilesError, find_folder, read_json
+
+log = logging.getLogger("troupe.tokenizer")
+
+SPECIAL_NAMES: Final = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+SAMPLING_NAMES: Final = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+
+class Tokenizer:
+    """One model's tokenizer.
+
+    `vocab_size` counts the ids that the model knows (its embedding's rows; 0 where no file says so), `context_length`
+    is in tokens (0: not known), `eos` the ids that end an answer, `special` the named special tokens as templates
+    get them, `sampling` the defaults of generation_config.json. Raises FilesError when the files are not usable.
+    """
+
+    def __init__(self, where: str) -> None:
+        self.folder: Path = find_folder(where)
+        path = self.folder / "tokenizer.json"
+        try:
+            self._coder = Coder.from_file(str(path))
+        except Exception as error:  # tokenizers raises plain Exception, and OSError's text for a file that is not there
+            raise FilesError(f"{path}: not a tokenizer that `tokenizers` can read: {error}") from None
+        self._coder.no_truncation()
+        self._coder.no_padding()
+        self.settings: dict[str, Any] = read_json(self.folder / "tokenizer_config.json")
+        config = read_json(self.folder / "config.json")
+        generation = read_json(self.folder / "generation_config.json")
+        self.special = _special(self.settings, read_json(self.folder / "special_tokens_map.json"))
+        self.size: int = self._coder.get_vocab_size(with_added_tokens=True)
+        text_config = config.get("text_config") if isinstance(config.get("text_config"), dict) else {}
+        self.vocab_size = _number(config, "vocab_size") or _number(text_config or {}, "vocab_size")
+        self.context_length = _number(config, "max_position_embeddings") or _number(
+            text_config or {}, "max_position_embeddings"
+        )
+        self.eos = self._eos(generation, config)
+        self.sampling = {name: generation[name] for name in SAMPLING_NAMES if generation.get(name) is not None}
+        self.pieces = Pieces.of(self._coder, read_json(path).get("decoder"), max(self.size, self.vocab_size))
+
+    def encode(self, text: str, *, special: bool) -> list[int]:
+        """Turn text into ids, with the special tokens that the tokenizer puts around a text if `special`.
+
+        Lets go of the interpreter's lock while it works. Raises ValueError for text that is not Unicode.
+        """
+        try:
+            ids: list[int] = self._coder.encode_batch_fast([text], add_special_tokens=special)[0].ids
+        except (TypeError, UnicodeEncodeError):
+            raise ValueError("the text holds half a surrogate pair, which is not Unicode") from None
+        return ids
+
+    def id_of(self, token: str) -> int | None:
+        """Return a token's id, or None if there is no such token."""
+        found: int | None = self._coder.token_to_id(token)
+        return found
+
+    def _eos(self, generation: dict[str, Any], config: dict[str, Any]) -> list[int]:
+        found: list[int] = []
+        for value in (generation.get("eos_token_id"), config.get("eos_token_id")):
+            if value is not None:
+                found = [value] if isinstance(value, int) else list(value)
+                break
+        named = self.special.get("eos_token")
+        if isinstance(named, str) and (known := self.id_of(named)) is not None and known not in found:
+            found.append(known)
+        return found
+
+
+def _special(settings: dict[str, Any], named: dict[str, Any]) -> dict[str, Any]:
+    special: dict[str, Any] = {}
+    for name in SPECIAL_NAMES:
+        value = settings.get(name, named.get(name))
+        if isinstance(value, dict):
+            value = value.get("content")
+        if isinstance(value, str):
+            special[name] = value
+    extra = settings.get("additional_special_tokens", named.get("additional_special_tokens"))
+    if isinstance(extra, list):
+        special["additional_special_tokens"] = [
+            entry.get("content", "") if isinstance(entry, dict) else entry for entry in extra
+        ]
+    return special
+
+
+def _number(config: dict[str, Any], name: str) -> int:
+    value = config.get(name)
+    return value if isinstance(value, int) and value > 0 else 0
