@@ -77,9 +77,11 @@ class Cast:
             if all(slot in found for slot in slots):
                 done.set()
 
-        watching = asyncio.ensure_future(
-            registry.keep(">", lambda all: [see(*item) for item in all.items()] and None, see)
-        )
+        def see_all(values: dict[str, bytes]) -> None:
+            for key, value in values.items():
+                see(key, value)
+
+        watching = asyncio.ensure_future(registry.keep(">", see_all, see))
         try:
             async with asyncio.timeout(READY_SECONDS):
                 await done.wait()

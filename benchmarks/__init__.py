@@ -1,0 +1,1 @@
+"""Speed, measured as ratios in one run, interleaved, medians of several; each file asks one question."""
