@@ -12,6 +12,7 @@ Verb = Literal["drain", "abort", "ping", "pause", "resume", "flush", "profile", 
 VERBS: Final[tuple[Verb, ...]] = get_args(Verb)
 Topic = Literal["actor", "gate", "restart", "drill"]
 TOPICS: Final[tuple[Topic, ...]] = get_args(Topic)
+ORDERS: Final = ("status", "drain", "restart")
 
 
 class Line(NamedTuple):
@@ -83,6 +84,15 @@ class Subjects:
     def controls(self, slot: str) -> str:
         """Every control verb for one slot."""
         return f"{self._root}.ctl.{_token(slot)}.*"
+
+    def supervise(self, order: str) -> str:
+        """What the command line asks of the supervisors."""
+        return f"{self._root}.sup.{_token(order)}"
+
+    @property
+    def supervises(self) -> str:
+        """All that the command line asks; the last token is the order."""
+        return f"{self._root}.sup.*"
 
     def heartbeat(self, role: Role, slot: str) -> str:
         """Heartbeats of one slot."""
@@ -166,6 +176,13 @@ TABLE: Final[tuple[Line, ...]] = (
         "command line, supervisors, processors",
         "that slot",
         "lifecycle.Control → lifecycle.Answer",
+    ),
+    Line(
+        "sup.<order>",
+        f"what the command line asks of supervisors: {', '.join(ORDERS)}; the one that has the slot answers",
+        "command line",
+        "supervisors",
+        "supervise.Order → supervise.Said or Status",
     ),
     Line(
         "hb.<role>.<slot>",

@@ -1,0 +1,67 @@
+"""What the command line asks of a supervisor, and what it is told: the state of a cluster as people want to see it."""
+
+from typing import Literal
+
+from msgspec import Struct
+
+from messages.gate import Gate
+from messages.ids import Role
+
+
+class Order(Struct, kw_only=True, omit_defaults=True):
+    """Ask for something to be done to one slot."""
+
+    slot: str = ""
+
+
+class Said(Struct, kw_only=True, omit_defaults=True):
+    """What became of an order; `done` is false where it was refused, and `message` says why."""
+
+    done: bool
+    message: str
+
+
+class SlotStatus(Struct, kw_only=True, omit_defaults=True):
+    """One slot as its supervisor sees it.
+
+    `state`: waiting, starting, loading, ready, draining, killing, stopped or failed; `seconds` for how long; `live`
+    whether requests may be sent there. `reason` is the last reason for a restart or a stop, `planned` whether it was
+    asked for. `stage` is what a loading slot is at. The figures are those of the last heartbeat.
+    """
+
+    slot: str
+    role: Role
+    model: str
+    state: str
+    seconds: float
+    live: bool = False
+    generation: int = 0
+    restarts: int = 0
+    reason: str = ""
+    planned: bool = False
+    pid: int | None = None
+    gpus: list[int] = []
+    spawn: Literal["prefork", "plain"] = "plain"
+    stage: str = ""
+    load_seconds: float = 0.0
+    in_flight: int = 0
+    queued: int = 0
+    capacity: int = 0
+    kv_used: int = 0
+    kv_total: int = 0
+    rss_bytes: int = 0
+
+
+class Status(Struct, kw_only=True, omit_defaults=True):
+    """A whole cluster; `supervisor` is its pid, None if none lives, `nats_pid` that of an embedded server."""
+
+    cluster: str
+    host: str
+    supervisor: int | None = None
+    uptime: float = 0.0
+    nats: list[str] = []
+    nats_up: bool = False
+    nats_pid: int | None = None
+    http: dict[str, str] = {}
+    gates: list[Gate] = []
+    slots: list[SlotStatus] = []

@@ -1,0 +1,222 @@
+"""The processes of the slots: each in a folder of its own, started one of two ways, adopted, and asked how it ended."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from messages import codec
+from messages.ids import short
+from messages.lifecycle import Exit, ExitNote, Stage
+from messages.prefork import Spawn
+from supervisor import spawner, state
+from supervisor.forks import ForkError, ForkParent
+from supervisor.spawner import Process, SpawnError
+from supervisor.spec import Spec
+from supervisor.state import Folder, ProcessRecord
+
+log = logging.getLogger("troupe.slots")
+
+STATUS_SECONDS: Final = 0.5
+LOG_BYTES: Final = 64 << 20
+LINE_BYTES: Final = 65_536
+
+OnStage = Callable[[str, Stage], None]
+OnExit = Callable[[str, int, int | None, str], None]
+
+
+class Running:
+    """One life of a slot that has a process; `parent` is who forked it, if somebody did."""
+
+    def __init__(self, process: Process, record: ProcessRecord, parent: ForkParent | None) -> None:
+        self.process = process
+        self.record = record
+        self.parent = parent
+        self.stage = ""
+
+
+class Slots:
+    """All processes of this supervisor's slots, by slot."""
+
+    def __init__(self, folder: Folder, arguments: list[str], on_stage: OnStage) -> None:
+        self._folder = folder
+        self._arguments = arguments
+        self._on_stage = on_stage
+        self._pipes: dict[str, int] = {}
+        self._parents: dict[str, ForkParent] = {}
+        self._parent_tasks: list[asyncio.Task[None]] = []
+        self.running: dict[str, Running] = {}
+
+    async def start(self, spec: Spec, generation: int, more: list[str], restarts: int, reason: str) -> Running:
+        """Start the next life of a slot; raises SpawnError. `more` are arguments of this slot alone."""
+        folder = self._folder.slot(spec.slot)
+        self._prepare(spec.slot, folder)
+        argv = [spec.role, *self._arguments, "--slot", spec.slot, "--generation", str(generation), *more]
+        plain = [sys.executable, "-m", "actors", *argv]
+        running = await self._fork(spec, generation, argv, folder) if spec.spawn == "prefork" else None
+        if running is None:
+            process = spawner.start(plain, env=spec.env, log=folder / "log")
+            running = Running(process, spawner.record_of(process, plain), None)
+        running.record = msgspec.structs.replace(
+            running.record, generation=generation, restarts=restarts, reason=reason
+        )
+        state.write(folder / "process.json", running.record)
+        self.running[spec.slot] = running
+        return running
+
+    def adopt(self, spec: Spec) -> Running | None:
+        """Take over the slot's process that an earlier supervisor started, if it still runs."""
+        folder = self._folder.slot(spec.slot)
+        record = state.read(folder / "process.json", ProcessRecord)
+        if record is None or (process := spawner.adopt(record.pid, record.start_time)) is None:
+            return None
+        parent = self._parent(spec.device) if record.spawn == "prefork" else None
+        self._open_pipe(spec.slot, folder)
+        self.running[spec.slot] = running = Running(process, record, parent)
+        return running
+
+    async def ended(self, slot: str) -> tuple[int | None, str]:
+        """Wait until the slot's process is gone; return its exit code (None: nobody knows) and the reason in words."""
+        running = self.running[slot]
+        status = await running.process.wait()
+        note = state.read(self._folder.slot(slot) / "exit.json", ExitNote)
+        if note is not None and note.generation != running.record.generation:
+            note = None
+        if status is None and note is None and running.parent is not None:
+            status = await running.parent.status_of(running.process.pid, STATUS_SECONDS)
+        del self.running[slot]
+        return _verdict(status, note, self._folder.slot(slot) / "log")
+
+    def signal(self, slot: str, generation: int, number: signal.Signals) -> None:
+        """Send a signal to the actor of this life; to an earlier one, to nobody."""
+        running = self.running.get(slot)
+        if running is not None and running.record.generation == generation:
+            running.process.signal(number)
+
+    def kill(self, slot: str, generation: int) -> None:
+        """Kill this life and all of its session."""
+        running = self.running.get(slot)
+        if running is not None and running.record.generation == generation:
+            running.process.kill()
+
+    def trim_logs(self) -> None:
+        """Cut logs that have grown beyond their bound; what they said last is kept as log.1."""
+        for slot in self.running:
+            path = self._folder.slot(slot) / "log"
+            with contextlib.suppress(OSError):
+                if path.stat().st_size > LOG_BYTES:
+                    with path.open("rb") as file:
+                        file.seek(-(1 << 20), os.SEEK_END)
+                        path.with_name("log.1").write_bytes(file.read())
+                    os.truncate(path, 0)
+
+    async def stop_parents(self) -> None:
+        """End the prefork parents, and those that an earlier supervisor left."""
+        for parent in self._parents.values():
+            await parent.stop()
+        await asyncio.gather(*self._parent_tasks)
+        await end_parents(self._folder)
+
+    def close(self) -> None:
+        """Let go of the pipes."""
+        for fd in self._pipes.values():
+            asyncio.get_running_loop().remove_reader(fd)
+            os.close(fd)
+        self._pipes.clear()
+
+    async def _fork(self, spec: Spec, generation: int, argv: list[str], folder: Path) -> Running | None:
+        """Have the slot's actor forked; None, with the reason in the log, where it is to be started the plain way."""
+        parent = self._parent(spec.device)
+        asked = Spawn(
+            slot=spec.slot, generation=generation, argv=argv, env=spec.env, log=str((folder / "log").resolve())
+        )
+        try:
+            spawned = await parent.fork(asked)
+        except ForkError as error:
+            log.warning("%s is started the plain way: %s", short(spec.slot, generation), error)
+            return None
+        process = spawner.adopt(spawned.pid, spawned.start_time)
+        if process is None:
+            raise SpawnError(f"its forked process ended at once: {state.last_words(folder / 'log')}")
+        record = ProcessRecord(
+            pid=spawned.pid, start_time=spawned.start_time, argv=argv, started=time.time(), spawn="prefork"
+        )
+        return Running(process, record, parent)
+
+    def _parent(self, device: str) -> ForkParent:
+        if device not in self._parents:
+            self._parents[device] = ForkParent(self._folder.root / f"prefork-{device}", device)
+            self._parent_tasks.append(asyncio.create_task(self._parents[device].keep(), name=f"prefork-{device}"))
+        return self._parents[device]
+
+    def _prepare(self, slot: str, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        state.rotate(folder / "log")
+        (folder / "log").touch(mode=0o600)
+        (folder / "exit.json").unlink(missing_ok=True)
+        self._open_pipe(slot, folder)
+
+    def _open_pipe(self, slot: str, folder: Path) -> None:
+        """Make the slot's pipe and hold both of its ends, so that it outlives every writer."""
+        if slot in self._pipes:
+            return
+        path = folder / "stages"
+        if not path.is_fifo():
+            path.unlink(missing_ok=True)
+            os.mkfifo(path, 0o600)
+        fd = self._pipes[slot] = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+        asyncio.get_running_loop().add_reader(fd, self._read_pipe, slot, fd)
+
+    def _read_pipe(self, slot: str, fd: int) -> None:
+        try:
+            data = os.read(fd, LINE_BYTES)
+        except BlockingIOError:
+            return
+        # Each stage is one write below PIPE_BUF, so that lines come whole.
+        for line in data.splitlines():
+            with contextlib.suppress(msgspec.DecodeError):
+                stage = codec.from_json(line, Stage)
+                running = self.running.get(slot)
+                if running is not None and running.record.generation == stage.generation:
+                    running.stage = stage.stage
+                self._on_stage(slot, stage)
+
+
+async def end_parents(folder: Folder) -> None:
+    """End every prefork parent that the folder knows."""
+    for path, record in folder.parents().items():
+        if (process := spawner.adopt(record.pid, record.start_time)) is not None:
+            await spawner.end(process, STATUS_SECONDS)
+        (path / "process.json").unlink(missing_ok=True)
+
+
+def _verdict(status: int | None, note: ExitNote | None, output: Path) -> tuple[int | None, str]:
+    """Say how a life ended: by what the actor wrote, by what its parent saw, by its last line."""
+    if status is not None and status < 0:
+        return None, f"killed by {_signal_name(-status)}"
+    if note is not None:
+        return note.code, f"{note.reason} ({_code_name(note.code)})"
+    if status is None:
+        return None, "killed, cause unknown"
+    words = state.last_words(output)
+    return status, f"{_code_name(status)}{': ' + words if words else ''}"
+
+
+def _code_name(code: int) -> str:
+    names = {int(known): known.name.lower().replace("_", " ") for known in Exit}
+    return f"exit code {code}{', ' + names[code] if code in names and code else ''}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

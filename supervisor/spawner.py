@@ -1,0 +1,154 @@
+"""The one file that touches processes: starts them, adopts them, signals them and learns of their end.
+
+Every process gets a session of its own and no parent-death signal, so that neither Ctrl-C nor the supervisor's death
+reaches it. Its end is told by a pidfd within milliseconds, whoever its parent is; what is left of its session is
+killed before anybody hears of it, so that nothing of it, its memory on a GPU included, outlives it.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Final
+
+from messages import procfs
+from supervisor.state import ProcessRecord
+
+SWEEP_SECONDS: Final = 10.0
+SWEEP_PAUSE: Final = 0.02
+DEAD: Final = ("Z", "X")
+
+
+class SpawnError(Exception):
+    """No process could be started; the text says why."""
+
+
+class Process:
+    """One process that is watched until its end."""
+
+    def __init__(self, pid: int, start_time: int, pidfd: int, popen: subprocess.Popen[bytes] | None = None) -> None:
+        self.pid = pid
+        self.start_time = start_time
+        self._pidfd = pidfd
+        self._popen = popen
+        self._ended = asyncio.Event()
+        asyncio.get_running_loop().add_reader(pidfd, self._on_end)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the process is gone."""
+        return self._ended.is_set()
+
+    @property
+    def state(self) -> str | None:
+        """Its state as /proc has it, or None if it is gone."""
+        found = procfs.process(self.pid)
+        return found.state if found is not None and found.start_time == self.start_time else None
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to this process alone; to one that is gone, to nobody."""
+        if not self.ended:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, number)
+
+    def kill(self) -> None:
+        """Send SIGKILL to all of its session."""
+        self.signal(signal.SIGKILL)
+        kill_session(self.pid)
+
+    async def wait(self) -> int | None:
+        """Wait until it is gone, and all of its session with it.
+
+        Returns its exit code (minus the signal that ended it), or None where it was not our child.
+        """
+        await self._ended.wait()
+        for _ in range(round(SWEEP_SECONDS / SWEEP_PAUSE)):
+            if not kill_session(self.pid):
+                break
+            await asyncio.sleep(SWEEP_PAUSE)
+        # Reaped only now: until then nobody else can get the pid that names the session.
+        return self._popen.wait() if self._popen is not None else None
+
+    def _on_end(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        self._ended.set()
+
+
+def start(argv: list[str], *, env: dict[str, str], log: Path) -> Process:
+    """Start a program with its output going to `log`; raises SpawnError."""
+    try:
+        with log.open("ab") as output:
+            popen = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=os.environ | env,
+                start_new_session=True,
+            )
+    except OSError as error:
+        raise SpawnError(f"{argv[0]}: {error.strerror or error}") from None
+    # Nobody else can reap it, so the pid is its own even if it has ended by now.
+    found = procfs.process(popen.pid)
+    return Process(popen.pid, found.start_time if found is not None else 0, os.pidfd_open(popen.pid), popen)
+
+
+def adopt(pid: int, start_time: int) -> Process | None:
+    """Watch a process that somebody else started; None if it is gone, or its pid is another's by now."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except (ProcessLookupError, OSError, ValueError):
+        return None
+    found = procfs.process(pid)
+    if found is None or found.start_time != start_time or found.state in DEAD:
+        os.close(pidfd)
+        return None
+    return Process(pid, start_time, pidfd)
+
+
+def lives(record: ProcessRecord) -> bool:
+    """Tell whether the process of a record still runs."""
+    found = procfs.process(record.pid)
+    return found is not None and found.start_time == record.start_time and found.state not in DEAD
+
+
+def record_of(process: Process, argv: list[str]) -> ProcessRecord:
+    """Make the record by which a later supervisor finds a process again."""
+    return ProcessRecord(pid=process.pid, start_time=process.start_time, argv=argv, started=time.time())
+
+
+def kill_session(session: int) -> list[int]:
+    """Send SIGKILL to every living member of a session but its leader; return their pids."""
+    found = []
+    for name in os.listdir("/proc"):
+        if not name.isdigit() or int(name) == session:
+            continue
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.getsid(int(name)) != session:
+                continue
+            member = procfs.process(int(name))
+            if member is not None and member.state not in DEAD:
+                os.kill(int(name), signal.SIGKILL)
+                found.append(int(name))
+    return found
+
+
+async def end(process: Process, seconds: float) -> None:
+    """Ask a process to end with SIGTERM, and kill its session if it has not after so many seconds."""
+    process.signal(signal.SIGTERM)
+    try:
+        async with asyncio.timeout(seconds):
+            await process.wait()
+            return
+    except TimeoutError:
+        process.kill()
+    await process.wait()
+
+
+def has_gpu() -> bool:
+    """Tell whether this machine has an NVIDIA GPU, without loading anything that knows about GPUs."""
+    return Path("/dev/nvidiactl").exists()
