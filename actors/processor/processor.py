@@ -1,16 +1,19 @@
 """The processor as an actor: loads tokenizer and template, opens the doors, drains them."""
 
+import errno
 from typing import ClassVar
 
 import msgspec
 
 from actors.actor import Actor, Ending, Setup
+from actors.processor.door_http import HttpDoor
 from actors.processor.door_nats import NatsDoor
 from actors.processor.files import FilesError
 from actors.processor.intake import Intake
 from actors.processor.service import Service
 from actors.processor.template import Template
 from actors.processor.tokenizer import Tokenizer
+from messages.config import Http
 from messages.ids import Role
 from messages.lifecycle import Exit, Heartbeat, Registration
 
@@ -25,6 +28,7 @@ class Processor(Actor):
         self._intake: Intake
         self._service: Service
         self._nats: NatsDoor
+        self._http: HttpDoor | None = None
 
     def load(self) -> None:
         """Read the tokenizer and the chat template; what is wrong with them no restart can mend."""
@@ -48,6 +52,14 @@ class Processor(Actor):
         await self._service.open(self.registry, self.gates)
         self._nats = NatsDoor(self.bus, self.subjects, self._service, self.incarnation, self.own)
         await self._nats.open()
+        http = self.part.http or Http()
+        if http.enabled:
+            self._http = HttpDoor(self._service, http.host, self.http_port or http.port)
+            try:
+                await self._http.open()
+            except OSError as error:
+                code = Exit.INTERNAL if error.errno == errno.EADDRINUSE else Exit.CONFIG
+                raise Ending(code, f"the HTTP door cannot be opened: {error}") from error
 
     def registration(self) -> Registration:
         """Say what this processor can, and where its HTTP door is."""
@@ -56,6 +68,7 @@ class Processor(Actor):
             capacity=self.model.limits.in_flight,
             context_length=self._intake.context_length,
             vocab_size=self._intake.vocab_size,
+            http=self._http.address if self._http is not None else None,
         )
 
     def heartbeat(self) -> Heartbeat:
@@ -70,8 +83,15 @@ class Processor(Actor):
     async def drain(self) -> None:
         """Shut the doors, finish what is there."""
         await self._nats.shut()
+        if self._http is not None:
+            await self._http.shut()
         await self._service.drain()
 
     async def abort(self) -> None:
         """End what is left, each with its error."""
         await self._service.abort()
+
+    async def close(self) -> None:
+        """Close what connections are left."""
+        if self._http is not None:
+            await self._http.close()

@@ -1,0 +1,307 @@
+"""The door of clients on HTTP: OpenAI's chat and text completions, the list of models, and health.
+
+Every processor of a model listens on the same port (SO_REUSEPORT), and the kernel spreads the connections.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+
+from actors.processor import openai_form
+from actors.processor.intake import too_large
+from actors.processor.journal import Job
+from actors.processor.refusal import RefusalError
+from actors.processor.service import Service
+from messages import codec
+from messages.ids import check_request_id
+from messages.submit import Asked as Body
+from messages.submit import Chat, Completion, Done, Error
+
+log = logging.getLogger("troupe.http")
+
+STALL_SECONDS: Final = 30.0
+UNREAD_BYTES: Final = 65_536
+SHUTDOWN_SECONDS: Final = 1.0
+SSE: Final = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-cache",
+    "X-Accel-Buffering": "no",
+}
+NAME_LENGTH: Final = 256
+
+Form = openai_form.Chat | openai_form.Completion
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+
+class Reader:
+    """A job's sink whose owner, the connection's handler, comes and takes; `streams` says whether bit by bit."""
+
+    __slots__ = ("_streams", "_wake", "job")
+
+    def __init__(self, streams: bool) -> None:
+        self._streams = streams
+        self._wake: asyncio.Future[None] | None = None
+        self.job: Job | None = None
+
+    def accepted(self, job: Job) -> None:
+        """Note whose output this is."""
+        self.job = job
+
+    def grown(self, job: Job) -> None:
+        """Wake the owner, if it wants to know."""
+        if self._streams:
+            self._ring()
+
+    def ended(self, job: Job) -> None:
+        """Wake the owner."""
+        self._ring()
+
+    def left(self, job: Job) -> None:
+        """Wake the owner: another processor has taken the request on, by NATS, so that nothing more comes here."""
+        job.last = job.error(409, "another processor has taken this request on")
+        self._ring()
+
+    async def wait(self) -> None:
+        """Wait until there is something to take, or the last word."""
+        self._wake = asyncio.get_running_loop().create_future()
+        try:
+            await self._wake
+        finally:
+            self._wake = None
+
+    def _ring(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+
+class HttpDoor:
+    """One processor's HTTP server; `address` is where it listens once it is open."""
+
+    def __init__(self, service: Service, host: str, port: int) -> None:
+        self._service = service
+        self._limit = service.model.limits.body_bytes
+        self._host = host
+        self._port = port
+        self._created = int(time.time())
+        self._runner: web.ServerRunner | None = None
+        self._site: web.TCPSite | None = None
+        self._routes: dict[str, tuple[str, Handler]] = {
+            "/v1/chat/completions": ("POST", lambda request: self._answer(request, "chat")),
+            "/v1/completions": ("POST", lambda request: self._answer(request, "completion")),
+            "/v1/models": ("GET", self._models),
+            "/health/live": ("GET", self._live),
+            "/health/ready": ("GET", self._ready),
+        }
+        self.address: str | None = None
+
+    async def open(self) -> None:
+        """Listen. Raises OSError if the port is taken by somebody else."""
+        server = web.Server(self._handle, request_factory=self._request, handler_cancellation=True, access_log=None)
+        self._runner = web.ServerRunner(server, shutdown_timeout=SHUTDOWN_SECONDS)
+        await self._runner.setup()
+        self._site = web.TCPSite(self._runner, self._host, self._port, reuse_port=True, backlog=1_024)
+        await self._site.start()
+        host, port = self._runner.addresses[0][:2]
+        self.address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+    async def shut(self) -> None:
+        """Take no new connections, so that the kernel gives them to the others; those there are stay."""
+        if self._site is not None:
+            await self._site.stop()
+            self._site = None
+
+    async def close(self) -> None:
+        """Close what connections are left."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    def _request(
+        self,
+        message: object,
+        payload: object,
+        protocol: RequestHandler,
+        writer: object,
+        task: "asyncio.Task[None]",
+    ) -> web.BaseRequest:
+        return web.BaseRequest(
+            message,  # type: ignore[arg-type]
+            payload,  # type: ignore[arg-type]
+            protocol,
+            writer,  # type: ignore[arg-type]
+            task,
+            asyncio.get_running_loop(),
+            client_max_size=self._limit,
+        )
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        route = self._routes.get(request.path)
+        try:
+            if route is None:
+                raise RefusalError(
+                    404, f"there is no {request.path[:NAME_LENGTH]} here; there are {', '.join(self._routes)}"
+                )
+            method, handler = route
+            if request.method != method:
+                raise RefusalError(405, f"{request.path} takes {method}, not {request.method}")
+            return await handler(request)
+        except RefusalError as refusal:
+            return self._refused(request, refusal, allow=route[0] if route is not None else None)
+        except (ConnectionError, asyncio.CancelledError):
+            raise
+        except Exception:
+            log.exception("a request could not be handled")
+            return self._refused(request, RefusalError(500, "the processor failed on this request"))
+
+    # Completions.
+
+    async def _answer(self, request: web.BaseRequest, kind: str) -> web.StreamResponse:
+        data = await self._body(request)
+        body = self._service.intake.read(data, kind, codec.JSON)
+        assert isinstance(body, Chat | Completion)
+        if not body.model:
+            raise RefusalError(400, f"model: missing; there is {self._service.model.name!r}", param="model")
+        name = request.headers.get("X-Request-Id", "")[:NAME_LENGTH]
+        if name and not body.id:
+            body.id = _as_id(name)
+        reader = Reader(body.stream)
+        job = await self._begin(body, reader)
+        headers = {"X-Request-Id": name or job.id}
+        form: Form = (openai_form.Chat if kind == "chat" else openai_form.Completion)(job, self._service.model.name)
+        try:
+            if body.stream:
+                usage = body.stream_options is not None and body.stream_options.include_usage
+                return await self._stream(request, reader, job, form, usage, headers)
+            return await self._whole(reader, job, form, headers)
+        finally:
+            if not job.over:
+                self._service.cancel(job.id)
+
+    async def _body(self, request: web.BaseRequest) -> bytes:
+        if (announced := request.content_length) is not None and announced > self._limit:
+            raise too_large(announced, self._limit)
+        try:
+            return await request.read()
+        except web.HTTPRequestEntityTooLarge as error:
+            raise too_large(
+                error.actual_size if hasattr(error, "actual_size") else self._limit + 1, self._limit
+            ) from None
+
+    async def _begin(self, body: Body, reader: Reader) -> Job:
+        service = self._service
+        if (known := service.reserve(body)) is not None:
+            raise RefusalError(409, f"request id {known.id} is under way here", param="id")
+        try:
+            return service.begin(await service.prepare(body), reader)
+        finally:
+            service.release(body)
+
+    async def _whole(self, reader: Reader, job: Job, form: Form, headers: dict[str, str]) -> web.StreamResponse:
+        while job.last is None:
+            await reader.wait()
+        if isinstance(job.last, Error):
+            return self._failed(job.last, headers)
+        return web.Response(body=form.whole(job.take(), job.last), content_type="application/json", headers=headers)
+
+    async def _stream(
+        self,
+        request: web.BaseRequest,
+        reader: Reader,
+        job: Job,
+        form: Form,
+        include_usage: bool,
+        headers: dict[str, str],
+    ) -> web.StreamResponse:
+        """Send chunks as they come; what piles up while the client does not read goes as one."""
+        response: web.StreamResponse | None = None
+        while True:
+            piece = job.take()
+            if piece is None and job.last is None:
+                await reader.wait()
+                continue
+            last = job.last
+            if response is None:
+                if isinstance(last, Error) and piece is None:
+                    return self._failed(last, headers)
+                response = web.StreamResponse(headers=SSE | headers)
+                await response.prepare(request)
+            data = form.chunk(piece) if piece is not None else b""
+            if last is not None:
+                data += form.end(last, include_usage) if isinstance(last, Done) else openai_form.error_chunk(last)
+            if data:
+                await self._write(request, response, data)
+            if last is not None:
+                return response
+
+    async def _write(self, request: web.BaseRequest, response: web.StreamResponse, data: bytes) -> None:
+        """Write to a client; one that reads nothing for too long is cut off."""
+        transport = request.transport
+        if transport is None:
+            raise ConnectionResetError("the client is gone")
+        if transport.get_write_buffer_size() < UNREAD_BYTES:
+            await response.write(data)
+            return
+        try:
+            async with asyncio.timeout(STALL_SECONDS):
+                await response.write(data)
+        except TimeoutError:
+            transport.abort()
+            raise ConnectionResetError(f"the client has read nothing for {STALL_SECONDS:g} s") from None
+
+    # The rest.
+
+    async def _models(self, request: web.BaseRequest) -> web.StreamResponse:
+        intake, shown = self._service.intake, self._service.view.open
+        data = openai_form.model_list(self._service.model.name, self._created, intake.context_length, shown)
+        return web.Response(body=data, content_type="application/json")
+
+    async def _live(self, request: web.BaseRequest) -> web.StreamResponse:
+        return web.json_response({"status": "live"})
+
+    async def _ready(self, request: web.BaseRequest) -> web.StreamResponse:
+        gate = self._service.view.gate
+        if gate is not None and gate.open and not self._service.draining:
+            return web.json_response({"status": "ready", "degraded": gate.degraded})
+        missing = [f"{entry.what}: {entry.why}" for entry in gate.missing] if gate is not None else []
+        status = "draining" if self._service.draining else "not ready"
+        answer = web.json_response({"status": status, "missing": missing}, status=503)
+        answer.headers["Retry-After"] = _seconds(self._service.model.limits.retry_after)
+        return answer
+
+    def _failed(self, last: Error, headers: dict[str, str]) -> web.Response:
+        answer = web.Response(
+            status=last.code, body=openai_form.error(last), content_type="application/json", headers=headers
+        )
+        if last.retry_after is not None:
+            answer.headers["Retry-After"] = _seconds(last.retry_after)
+        return answer
+
+    def _refused(self, request: web.BaseRequest, refusal: RefusalError, allow: str | None = None) -> web.Response:
+        answer = web.Response(status=refusal.code, body=openai_form.error(refusal), content_type="application/json")
+        if name := request.headers.get("X-Request-Id"):
+            answer.headers["X-Request-Id"] = name[:NAME_LENGTH]
+        if refusal.retry_after is not None:
+            answer.headers["Retry-After"] = _seconds(refusal.retry_after)
+        if refusal.code == 405 and allow is not None:
+            answer.headers["Allow"] = allow
+        if refusal.code == 413:
+            answer.force_close()
+        return answer
+
+
+def _seconds(value: float) -> str:
+    """Write Retry-After: whole seconds, at least one."""
+    return str(max(1, round(value)))
+
+
+def _as_id(name: str) -> str:
+    """Take the client's name for a request as its id, if it is one."""
+    try:
+        return check_request_id(name)
+    except ValueError:
+        return ""
