@@ -125,6 +125,7 @@ class Worker(Actor):
         )
         await self._outbox.open()
         self.own(self._outbox.run)
+        self.own(self._watch_engine)
         self._capacity = min(self.part.capacity, self._info.max_running)
         alias = self.model.slug
         for subject, queue in (
@@ -252,10 +253,14 @@ class Worker(Actor):
         )
 
     def tick(self) -> None:
-        """End as soon as the engine's own process is gone; look after unacknowledged frames."""
+        """Look after unacknowledged frames."""
         self._outbox.look_after()
-        if not self._engine.alive():
-            raise Ending(Exit.ENGINE_DIED, "the engine's scheduler process is gone")
+
+    async def _watch_engine(self) -> None:
+        try:
+            await self._engine.watch()
+        except EngineDiedError as error:
+            raise Ending(Exit.ENGINE_DIED, str(error)) from None
 
     async def drain(self) -> None:
         """Take nothing new, finish what is there, wait for the last frames to be acknowledged."""

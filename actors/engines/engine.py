@@ -102,8 +102,8 @@ class Engine(ABC):
         """Tell how the engine's own processes are, from /proc; none if it has none."""
 
     @abstractmethod
-    def alive(self) -> bool:
-        """Tell whether the engine can still generate (its own processes are there)."""
+    async def watch(self) -> None:
+        """Run for as long as the engine can generate; raise EngineDiedError the moment its own processes are gone."""
 
     @abstractmethod
     async def close(self) -> None:

@@ -21,6 +21,7 @@ from actors.engines.engine import (
     Disaggregation,
     Emit,
     Engine,
+    EngineDiedError,
     EngineInfo,
     Figures,
     Generation,
@@ -266,9 +267,11 @@ class SimulatedEngine(Engine):
         """It has no process of its own."""
         return []
 
-    def alive(self) -> bool:
-        """It lives as long as its loop does."""
-        return self._stepper is None or not self._stepper.done()
+    async def watch(self) -> None:
+        """It lives as long as its stepping task does."""
+        assert self._stepper is not None
+        await asyncio.wait({self._stepper})
+        raise EngineDiedError("the simulated engine's task has ended")
 
     async def close(self) -> None:
         """End every stream and the meeting place."""

@@ -1,0 +1,343 @@
+"""The real engine: SGLang in this process, its scheduler and detokenizer below it, fed ids and read as ids.
+
+Versions differ; what was found to differ between the tried ones is handled where it shows and marked with "0.5.17".
+"""
+
+import asyncio
+import atexit
+import inspect
+import logging
+import os
+from array import array
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from actors.actor import Setup
+from actors.engines.engine import (
+    ConfigurationError,
+    Disaggregation,
+    Emit,
+    Engine,
+    EngineDiedError,
+    EngineInfo,
+    Figures,
+    Generation,
+    LoadError,
+    Report,
+)
+from actors.engines.model_files import check_model
+from actors.engines.sglang_arguments import arguments
+from messages import procfs
+from messages.codec import pack_tokens, token_count, unpack_tokens
+from messages.frames import Finish
+from messages.lifecycle import Child
+from messages.work import Bootstrap, Sampling
+
+log = logging.getLogger("troupe.sglang")
+
+TRIED: Final = ("0.5.17", "0.5.23")
+FAKE_HOST: Final = "2.2.2.2"
+WARM_UP_TOKENS: Final = 4
+ABORT_SECONDS: Final = 2.0
+
+
+class SglangEngine(Engine):
+    """One SGLang engine."""
+
+    def __init__(self, setup: Setup, side: Disaggregation) -> None:
+        self._setup = setup
+        self._side = side
+        self._device = device_of(setup.model.device)
+        self._engine: Any = None
+        self._manager: Any = None
+        self._info: EngineInfo
+        self._live: dict[str, _Live] = {}
+        self._steps = 0
+        self._last_output = 0.0
+        self._pids: list[int] = []
+        self._died: asyncio.Event
+
+    def load(self, report: Report) -> EngineInfo:
+        """Import SGLang, check the arguments, start the engine."""
+        model, part = self._setup.model, self._setup.part
+        assert model.path is not None
+        check_model(model.path)
+        report("import", "")
+        sglang, server_args = _import(self._device)
+        version = str(sglang.__version__)
+        if version not in TRIED:
+            log.warning("SGLang %s has not been tried with this; tried are %s", version, ", ".join(TRIED))
+        known = inspect.signature(server_args).parameters
+        merged = arguments(model, part, self._side, self._device, known, _child_failed)
+        report("weights", model.path)
+        try:
+            self._engine = sglang.Engine(**merged)
+        except LoadError:
+            raise
+        except (ValueError, AssertionError, TypeError, NotImplementedError) as error:
+            raise ConfigurationError(f"SGLang refuses its configuration: {error}") from error
+        except Exception as error:
+            raise LoadError(f"SGLang did not start: {type(error).__name__}: {error}") from error
+        atexit.unregister(self._engine.shutdown)
+        self._manager = self._engine.tokenizer_manager
+        self._manager.signal_handler_class = _NoSignals
+        self._pids = procfs.descendants(os.getpid())
+        self._info = self._describe(version, merged)
+        return self._info
+
+    def _describe(self, version: str, merged: dict[str, Any]) -> EngineInfo:
+        config = self._manager.model_config
+        scheduler = _scheduler_info(self._engine)
+        page = int(merged.get("page_size") or 1)
+        most = scheduler.get("max_running_requests") or merged.get("max_running_requests") or 1 << 16
+        return EngineInfo(
+            name="sglang",
+            version=version,
+            context_length=int(config.context_len),
+            vocab_size=int(config.vocab_size),
+            block_size=page,
+            total_blocks=int(scheduler["max_total_num_tokens"]) // page,
+            max_running=int(most),
+            dp_ranks=int(merged.get("dp_size") or 1),
+            bootstrap_port=merged["disaggregation_bootstrap_port"] if self._side == "prefill" else None,
+        )
+
+    async def warm_up(self) -> None:
+        """Generate on every DP rank; a disaggregated engine against SGLang's fake bootstrap host."""
+        self._died = asyncio.Event()
+        for rank in range(self._info.dp_ranks):
+            finishes: list[Finish] = []
+
+            def see(tokens: bytes, finish: Finish | None, seen: list[Finish] = finishes) -> None:
+                if finish is not None:
+                    seen.append(finish)
+
+            room = Bootstrap(host=FAKE_HOST, port=8998, room=rank) if self._side != "null" else None
+            sampling = Sampling(max_tokens=WARM_UP_TOKENS, temperature=0, ignore_eos=True)
+            prompt = pack_tokens(range(10, 14))
+            await self.generate(
+                Generation(key=f"warm-up-{rank}", prompt=prompt, sampling=sampling, bootstrap=room), see
+            )
+            if finishes[0].reason not in ("length", "prefilled"):
+                raise LoadError(f"no token came while warming up DP rank {rank}: {finishes[0].message}")
+        self._watch_pids()
+
+    async def generate(self, asked: Generation, emit: Emit) -> None:
+        """Run one stream to its end."""
+        live = self._live[asked.key] = _Live(token_count(asked.prompt), asyncio.current_task())
+        try:
+            await self._generate(asked, emit, live)
+        except asyncio.CancelledError:
+            live.finish(emit, Finish("abort", 499, "aborted"))
+        except (ValueError, TypeError) as error:
+            live.finish(emit, Finish("error", 400, f"SGLang refuses: {error}"))
+        except Exception as error:
+            log.exception("request %s failed in SGLang", asked.key)
+            live.finish(emit, Finish("error", 500, f"{type(error).__name__}: {error}"))
+        finally:
+            if live.timer is not None:
+                live.timer.cancel()
+            del self._live[asked.key]
+
+    async def _generate(self, asked: Generation, emit: Emit, live: "_Live") -> None:
+        fields: dict[str, Any] = {
+            "input_ids": unpack_tokens(asked.prompt),
+            "sampling_params": self._sampling(asked.sampling),
+            "stream": True,
+            "rid": asked.key,
+        }
+        if asked.bootstrap is not None:
+            meeting = asked.bootstrap
+            fields |= {
+                "bootstrap_host": meeting.host,
+                "bootstrap_port": meeting.port,
+                "bootstrap_room": meeting.room,
+            }
+        async for chunk in await self._engine.async_generate(**fields):
+            if self._manager.last_receive_tstamp != self._last_output:
+                self._last_output = self._manager.last_receive_tstamp
+                self._steps += 1
+            tokens, meta = chunk["output_ids"], chunk["meta_info"]
+            live.made += len(tokens)
+            finish = self._finish(meta)
+            if self._side == "prefill":
+                tokens = []
+            if finish is not None:
+                live.finish(emit, finish, pack_tokens(tokens))
+            elif tokens:
+                emit(pack_tokens(tokens), None)
+        live.finish(emit, Finish("error", 500, "SGLang's stream ended without a finish"))
+
+    def _sampling(self, sampling: Sampling) -> dict[str, Any]:
+        """Say it in SGLang's words; the prefill side makes just the first token."""
+        return {
+            "max_new_tokens": 1 if self._side == "prefill" else sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "min_p": sampling.min_p,
+            "frequency_penalty": sampling.frequency_penalty,
+            "presence_penalty": sampling.presence_penalty,
+            "repetition_penalty": sampling.repetition_penalty,
+            "min_new_tokens": 0 if self._side == "prefill" else sampling.min_tokens,
+            "stop_token_ids": sampling.stop_token_ids or None,
+            "ignore_eos": sampling.ignore_eos,
+        }
+
+    def _finish(self, meta: dict[str, Any]) -> Finish | None:
+        """Read SGLang's finish reason; its status may be a number, an `HTTPStatus` or missing (a plain abort)."""
+        reason = meta.get("finish_reason")
+        if reason is None:
+            return None
+        counts = (
+            int(meta.get("prompt_tokens") or 0),
+            int(meta.get("completion_tokens") or 0),
+            int(meta.get("cached_tokens") or 0),
+        )
+        kind = reason["type"]
+        if kind == "abort":
+            status = reason.get("status_code")
+            message = str(reason.get("message") or "aborted")
+            if status is None:
+                return Finish("abort", 499, message, *counts)
+            return Finish("error", int(HTTPStatus(status)), message, *counts)
+        if self._side == "prefill":
+            return Finish("prefilled", 0, "", *counts)
+        matched = reason.get("matched")
+        return Finish(kind, 0, "", *counts, matched if isinstance(matched, int) else None)
+
+    def abort(self, key: str) -> None:
+        """Stop one stream: through SGLang where it knows the request, else by cancelling its task."""
+        live = self._live.get(key)
+        if live is None or live.timer is not None:
+            return
+        if key in self._manager.rid_to_state:
+            self._manager.abort_request(rid=key)
+            live.timer = asyncio.get_running_loop().call_later(ABORT_SECONDS, live.cancel)
+        else:
+            live.cancel()
+
+    def check(self, asked: Generation) -> str | None:
+        """Refuse what would kill the whole engine (ids outside the vocabulary) or never fit."""
+        tokens = array("I", asked.prompt)
+        if not tokens:
+            return "the prompt is empty"
+        if (worst := max(tokens)) >= self._info.vocab_size:
+            return f"token id {worst} is outside the vocabulary of {self._info.vocab_size}"
+        if len(tokens) >= self._info.context_length:
+            return f"{len(tokens)} prompt tokens leave no room in a context of {self._info.context_length}"
+        if not self._setup.model.engine_tokenizer and asked.sampling.min_tokens:
+            return "min_tokens needs the engine's own tokenizer, which is off (engine_tokenizer: false)"
+        return None
+
+    def figures(self) -> Figures:
+        """Tell how loaded it is, by the streams under way."""
+        page = self._info.block_size
+        used = sum(-(-(live.prompt + live.made) // page) for live in self._live.values())
+        queued = max(0, len(self._live) - self._info.max_running)
+        return Figures(steps=self._steps, queued=queued, kv_used=used, kv_total=self._info.total_blocks)
+
+    def children(self) -> list[Child]:
+        """Tell how scheduler and detokenizer are."""
+        found = [(pid, procfs.process(pid)) for pid in self._pids]
+        return [
+            Child(pid, process.state, round(process.cpu_seconds, 2)) if process is not None else Child(pid, "X", 0.0)
+            for pid, process in found
+        ]
+
+    async def watch(self) -> None:
+        """Wait for the death of scheduler or detokenizer: SGLang itself notices late, or never when idle."""
+        await self._died.wait()
+        raise EngineDiedError("a process of SGLang (scheduler or detokenizer) has died")
+
+    def _watch_pids(self) -> None:
+        loop = asyncio.get_running_loop()
+        for pid in self._pids:
+            descriptor = os.pidfd_open(pid)
+
+            def died(descriptor: int = descriptor) -> None:
+                loop.remove_reader(descriptor)
+                os.close(descriptor)
+                self._died.set()
+
+            loop.add_reader(descriptor, died)
+
+    async def close(self) -> None:
+        """Stop SGLang's own watching of its children; the caller kills them."""
+        if self._manager is not None:
+            watchdog = getattr(self._manager, "_subprocess_watchdog", None)
+            if watchdog is not None:
+                watchdog.stop()
+        for live in list(self._live.values()):
+            live.cancel()
+
+
+class _Live:
+    """One stream under way."""
+
+    __slots__ = ("finished", "made", "prompt", "task", "timer")
+
+    def __init__(self, prompt: int, task: "asyncio.Task[Any] | None") -> None:
+        self.prompt = prompt
+        self.made = 0
+        self.task = task
+        self.timer: asyncio.TimerHandle | None = None
+        self.finished = False
+
+    def finish(self, emit: Emit, finish: Finish, tokens: bytes = b"") -> None:
+        """Say the last word; the first one counts."""
+        if not self.finished:
+            self.finished = True
+            emit(tokens, finish)
+
+    def cancel(self) -> None:
+        if self.task is not None and not self.finished:
+            self.task.cancel()
+
+
+class _NoSignals:
+    """In place of SGLang's own handlers, which would drain or kill the process over our heads."""
+
+    def __init__(self, manager: Any) -> None:
+        self._manager = manager
+
+    def sigterm_handler(self, signum: int | None = None, frame: object = None) -> None:
+        """Leave SIGTERM to the actor, which takes it again after the warm-up."""
+
+    def running_phase_sigquit_handler(self, signum: int | None = None, frame: object = None) -> None:
+        """Note that a child of SGLang has failed; `watch` sees it go."""
+        log.error("a process of SGLang says that it failed")
+
+
+def device_of(asked: str) -> str:
+    """Decide between "cpu" and "cuda" without loading torch: by whether the driver's device file is there."""
+    if asked != "auto":
+        return asked
+    return "cuda" if Path("/dev/nvidiactl").exists() else "cpu"
+
+
+def _import(device: str) -> tuple[Any, Any]:
+    """Import SGLang, on a CPU behind the shims; raise ConfigurationError if it is not installed."""
+    if device == "cpu":
+        from actors.engines import cpu_shims
+
+        cpu_shims.activate()
+    try:
+        import sglang
+        from sglang.srt.server_args import ServerArgs
+    except ImportError as error:
+        raise ConfigurationError(f"SGLang cannot be imported ({error}); `make setup` installs it") from error
+    return sglang, ServerArgs
+
+
+def _scheduler_info(engine: Any) -> dict[str, Any]:
+    """What the scheduler said of itself; 0.5.17 keeps it as `scheduler_info`."""
+    result = getattr(engine, "_scheduler_init_result", None)
+    info: dict[str, Any] = result.scheduler_infos[0] if result is not None else engine.scheduler_info
+    return info
+
+
+def _child_failed(signum: int, frame: object) -> NoReturn:
+    """SIGQUIT while loading: SGLang's scheduler could not start; its own last words are in the log."""
+    raise LoadError("SGLang's scheduler failed while loading; its error stands above in this slot's log")
