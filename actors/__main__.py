@@ -28,8 +28,19 @@ def main(argv: list[str] | None = None) -> int:
         note = ExitNote(generation=options.generation, code=int(Exit.CONFIG), reason=str(error))
         (folder / "exit.json").write_bytes(codec.to_json(note))
         return int(Exit.CONFIG)
-    logs.start(short(options.slot, options.generation), actor_setup.cluster.log_level)
+    who = short(options.slot, options.generation)
+    _name_process(who)
+    logs.start(who, actor_setup.cluster.log_level)
     return _actor_class(options.role)(actor_setup).run()
+
+
+def _name_process(who: str) -> None:
+    """Have `ps` explain the system; what was forked from the prefork parent would bear its name."""
+    try:
+        from setproctitle import setproctitle
+    except ImportError:
+        return
+    setproctitle(f"troupe {who}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -289,9 +289,19 @@ class Worker(Actor):
             async with asyncio.timeout(2):
                 await self._engine.close()
         finally:
-            for pid in procfs.descendants(os.getpid()):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            _end_children()
+
+
+def _end_children() -> None:
+    """Kill whatever the engine has started, and wait for what is our own, so that no zombie is left to init."""
+    for pid in procfs.descendants(os.getpid()):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 1
+    with contextlib.suppress(ChildProcessError):
+        while time.monotonic() < deadline:
+            if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                time.sleep(0.005)
 
 
 class Decoder(Worker):
