@@ -28,7 +28,7 @@ test-long: setup  ## run the tests that take minutes
 	@.venv/bin/python -m pytest -m long $(ARGS)
 
 check: setup-base  ## format, lint, strict types, layering: what a change must pass first
-	@.venv/bin/ruff format --check --quiet . || { echo "make format mends the layout"; exit 1; }
+	@.venv/bin/ruff format --check --output-format=concise --quiet . || { echo "make format mends the layout"; exit 1; }
 	@.venv/bin/ruff check --quiet .
 	@.venv/bin/mypy
 	@.venv/bin/python -m pytest -q tests/test_layering.py
