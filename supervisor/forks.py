@@ -55,6 +55,7 @@ class ForkParent:
         self._heard = asyncio.Condition()
         self._stopping = asyncio.Event()
         self._resting = False
+        self._refusing = False
         self._trouble = ""
 
     @property
@@ -78,9 +79,12 @@ class ForkParent:
             streak = 0 if time.monotonic() - began > FORGET_SECONDS else streak + 1
             pause = min(BACKOFF * 2 ** min(streak, 10), BACKOFF_MAX) if streak else 0.0
             log.warning("the prefork parent for %s is gone (%s); starting it again in %g s", self._device, why, pause)
-            self._resting = pause > 0
-            await asyncio.sleep(pause)
-            self._resting = False
+            if pause:
+                self._resting = True
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(pause):
+                        await self._stopping.wait()
+                self._resting = self._refusing
 
     async def fork(self, asked: Spawn) -> Spawned:
         """Have an actor forked, waiting while the parent is still importing. Raises ForkError."""
@@ -107,6 +111,12 @@ class ForkParent:
             raise ForkError(f"the prefork parent did not answer within {FORK_SECONDS:g} s") from None
         finally:
             self._pending.pop(key, None)
+
+    def refuse(self, why: str) -> None:
+        """Fork no more, and tell those who wait."""
+        self._refusing = self._resting = True
+        self._trouble = why
+        self._fail_all(why)
 
     async def status_of(self, pid: int, seconds: float) -> int | None:
         """Return how a forked actor ended, waiting at most so long for the parent to tell; None if it does not."""
@@ -177,10 +187,15 @@ class ForkParent:
     async def _on_line(self, said: FromParent) -> None:
         match said:
             case Spawned(slot=slot, generation=generation):
-                if answer := self._pending.get((slot, generation)):
+                answer = self._pending.get((slot, generation))
+                if answer is not None and not answer.done():
                     answer.set_result(said)
+                elif (late := spawner.adopt(said.pid, said.start_time)) is not None:
+                    # Whoever asked has given up and started the slot another way by now.
+                    late.kill()
             case Failed(slot=slot, generation=generation, reason=reason):
-                if answer := self._pending.get((slot, generation)):
+                answer = self._pending.get((slot, generation))
+                if answer is not None and not answer.done():
                     answer.set_exception(ForkError(reason))
             case Exited(pid=pid, status=status):
                 async with self._heard:
@@ -201,9 +216,13 @@ class ForkParent:
         self._trouble = why
         self._writer = None
         self._ready.clear()
+        self._fail_all(f"the prefork parent is gone: {why}")
+
+    def _fail_all(self, why: str) -> None:
+        """Tell everybody who waits for a fork, or for the parent to be ready, that there will be none."""
         for answer in self._pending.values():
             if not answer.done():
-                answer.set_exception(ForkError(f"the prefork parent is gone: {why}"))
+                answer.set_exception(ForkError(why))
         self._lost.set()
         self._lost = asyncio.Event()
 

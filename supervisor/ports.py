@@ -73,7 +73,6 @@ def _bind(host: str, port: int, *, share: bool) -> socket.socket:
         bound.close()
         if error.errno == 99:
             raise ConfigError(f"http.host: {host} is no address of this machine") from None
-        raise PortError(
-            f"http.port: {port} on {host} is in use by somebody else; stop that, or set another http.port (0: a free one)"
-        ) from None
+        why = "is in use by somebody else; stop that, or set another http.port (0: a free one)"
+        raise PortError(f"http.port: {port} on {host} {why}") from None
     return bound

@@ -46,13 +46,14 @@ class Running:
 class Slots:
     """All processes of this supervisor's slots, by slot."""
 
-    def __init__(self, folder: Folder, arguments: list[str], on_stage: OnStage) -> None:
+    def __init__(self, folder: Folder, arguments: list[str], on_stage: OnStage, tasks: asyncio.TaskGroup) -> None:
         self._folder = folder
         self._arguments = arguments
         self._on_stage = on_stage
         self._pipes: dict[str, int] = {}
         self._parents: dict[str, ForkParent] = {}
-        self._parent_tasks: list[asyncio.Task[None]] = []
+        self._tasks = tasks
+        self._ending = False
         self.running: dict[str, Running] = {}
 
     async def start(self, spec: Spec, generation: int, more: list[str], restarts: int, reason: str) -> Running:
@@ -118,11 +119,16 @@ class Slots:
                         path.with_name("log.1").write_bytes(file.read())
                     os.truncate(path, 0)
 
+    def refuse_forks(self) -> None:
+        """Let nobody wait for a parent any more: everything ends."""
+        self._ending = True
+        for parent in self._parents.values():
+            parent.refuse("the cluster is being ended")
+
     async def stop_parents(self) -> None:
         """End the prefork parents, and those that an earlier supervisor left."""
         for parent in self._parents.values():
             await parent.stop()
-        await asyncio.gather(*self._parent_tasks)
         await end_parents(self._folder)
 
     def close(self) -> None:
@@ -141,6 +147,8 @@ class Slots:
         try:
             spawned = await parent.fork(asked)
         except ForkError as error:
+            if self._ending:
+                raise SpawnError(str(error)) from None
             log.warning("%s is started the plain way: %s", short(spec.slot, generation), error)
             return None
         process = spawner.adopt(spawned.pid, spawned.start_time)
@@ -154,7 +162,7 @@ class Slots:
     def _parent(self, device: str) -> ForkParent:
         if device not in self._parents:
             self._parents[device] = ForkParent(self._folder.root / f"prefork-{device}", device)
-            self._parent_tasks.append(asyncio.create_task(self._parents[device].keep(), name=f"prefork-{device}"))
+            self._tasks.create_task(self._parents[device].keep())
         return self._parents[device]
 
     def _prepare(self, slot: str, folder: Path) -> None:

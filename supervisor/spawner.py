@@ -72,6 +72,10 @@ class Process:
         # Reaped only now: until then nobody else can get the pid that names the session.
         return self._popen.wait() if self._popen is not None else None
 
+    async def wait_alone(self) -> None:
+        """Wait until it is gone, and leave the rest of its session be: for a process that is none of our making."""
+        await self._ended.wait()
+
     def _on_end(self) -> None:
         asyncio.get_running_loop().remove_reader(self._pidfd)
         os.close(self._pidfd)

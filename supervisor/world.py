@@ -159,3 +159,12 @@ def _why(life: Life) -> str:
             return "draining"
         case _:
             return f"{life.phase}: {life.reason}"
+
+
+def stamp(world: World, alias: str, since: float) -> World:
+    """Put the wall-clock time of its last change into a gate."""
+    door = world.doors[alias]
+    if door.gate is None:
+        return world
+    gate_ = msgspec.structs.replace(door.gate, since=since)
+    return msgspec.structs.replace(world, doors=world.doors | {alias: msgspec.structs.replace(door, gate=gate_)})

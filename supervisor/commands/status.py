@@ -1,0 +1,159 @@
+"""`troupe status`: how a cluster is, for people or as JSON, at once or when it has become ready."""
+
+import asyncio
+import contextlib
+from argparse import Namespace
+from typing import Final
+
+import msgspec
+
+from messages import codec
+from messages.bus import Bus, BusError
+from messages.gate import Gate
+from messages.lifecycle import Registration
+from messages.subjects import Subjects
+from messages.supervise import SlotStatus, Status
+from supervisor import report
+from supervisor.commands.common import (
+    Code,
+    CommandError,
+    ask,
+    connected,
+    folder_of,
+    pretty,
+    record_of,
+    say,
+    span,
+    table,
+)
+from supervisor.state import ClusterRecord, Folder
+
+RECORD_POLL: Final = 0.1
+READ_SECONDS: Final = 3.0
+
+
+def status(options: Namespace) -> Code:
+    """Show the cluster; the exit code says whether every gate is open."""
+    folder = folder_of(options)
+    found, ready = asyncio.run(_status(folder, options.wait_ready))
+    say(pretty(found) if options.json else as_text(found))
+    return Code.OK if ready else Code.NOT_READY
+
+
+async def _status(folder: Folder, wait: float | None) -> tuple[Status, bool]:
+    if wait is not None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait):
+                await _wait_until_open(folder)
+    record = record_of(folder)
+    try:
+        async with connected(record) as bus:
+            found = await ask(bus, record, "status", Status)
+            if found is None:
+                found = await _from_buckets(bus, folder, record)
+    except CommandError:
+        # The bus is away: what the folder says is better than nothing.
+        found = report.of_folder(folder, record, [], [])
+    if found.supervisor is None:
+        found.supervisor = folder.holder()
+    gates = {gate.alias: gate for gate in found.gates}
+    return found, all(alias in gates and gates[alias].open for alias in record.models)
+
+
+async def _wait_until_open(folder: Folder) -> None:
+    """Wait until every model's gate is open; the cluster may only just be starting."""
+    while True:
+        while (record := folder.cluster()) is None:  # noqa: ASYNC110 (a file, which nobody announces)
+            await asyncio.sleep(RECORD_POLL)
+        with contextlib.suppress(CommandError, BusError):
+            async with connected(record) as bus:
+                await _gates_open(bus, record)
+                return
+        await asyncio.sleep(RECORD_POLL)
+
+
+async def _gates_open(bus: Bus, record: ClusterRecord) -> None:
+    bucket = await bus.bucket(Subjects(record.cluster).gate_bucket)
+    gates: dict[str, bool] = {}
+    all_open = asyncio.Event()
+
+    def change(alias: str, value: bytes | None) -> None:
+        gates[alias] = value is not None and codec.from_json(value, Gate).open
+        if all(gates.get(model) for model in record.models):
+            all_open.set()
+
+    def whole(values: dict[str, bytes]) -> None:
+        gates.clear()
+        for alias, value in values.items():
+            change(alias, value)
+
+    watch = asyncio.ensure_future(bucket.keep(">", whole, change))
+    opened = asyncio.ensure_future(all_open.wait())
+    try:
+        await asyncio.wait({watch, opened}, return_when=asyncio.FIRST_COMPLETED)
+        if watch.done():
+            watch.result()
+    finally:
+        for task in (watch, opened):
+            task.cancel()
+        await asyncio.gather(watch, opened, return_exceptions=True)
+
+
+async def _from_buckets(bus: Bus, folder: Folder, record: ClusterRecord) -> Status:
+    """Put together without a supervisor what the registry, the gate and the folder know."""
+    subjects = Subjects(record.cluster)
+    registry: list[Registration] = []
+    try:
+        registrations = await bus.bucket(subjects.registry_bucket)
+        for slot in folder.slots():
+            role = slot.rpartition("-")[0].rpartition("-")[2]
+            there = await registrations.get(f"{role}.{slot}")
+            if there is not None:
+                registry.append(codec.from_json(there[0], Registration))
+        bucket = await bus.bucket(subjects.gate_bucket)
+        written = [await bucket.get(alias) for alias in record.models]
+        gates = [codec.from_json(there[0], Gate) for there in written if there is not None]
+    except (BusError, msgspec.DecodeError) as error:
+        raise CommandError(Code.FAILED, f"the registry cannot be read: {error}") from None
+    found = report.of_folder(folder, record, registry, gates)
+    found.nats_up = True
+    return found
+
+
+def as_text(found: Status) -> str:
+    """Lay a status out for people."""
+    alive = f"supervisor pid {found.supervisor}, up {span(found.uptime)}" if found.uptime else "no answer from it"
+    lines = [f"cluster {found.cluster} on {found.host}, {alive if found.supervisor else 'no supervisor lives'}"]
+    embedded = f" (embedded, pid {found.nats_pid})" if found.nats_pid else ""
+    lines.append(f"NATS    {', '.join(found.nats)}{embedded}{'' if found.nats_up else ', away'}")
+    lines += [f"HTTP    {url}  ({alias})" for alias, url in found.http.items()]
+    for gate in found.gates:
+        how = "open" if gate.open else "closed"
+        missing = ", ".join(f"{item.what} ({item.why})" for item in gate.missing)
+        how += f"{', degraded' if gate.degraded else ''}{': missing ' + missing if missing else ''}"
+        lines.append(f"gate    {gate.model}: {how} (epoch {gate.epoch})")
+    if found.slots:
+        heads = ["SLOT", "STATE", "FOR", "GEN", "RESTARTS", "IN FLIGHT", "QUEUED", "KV", "GPU", "PID", "LAST REASON"]
+        lines += ["", table([heads, *(_row(slot) for slot in found.slots)])]
+    if not found.supervisor:
+        lines += ["", "Nothing that dies is started again until `troupe up` has been called."]
+    return "\n".join(lines)
+
+
+def _row(slot: SlotStatus) -> list[str]:
+    state = f"{slot.state} ({slot.stage})" if slot.stage and slot.state == "loading" else slot.state
+    if slot.state == "ready" and not slot.live:
+        state = "ready, silent"
+    return [
+        slot.slot,
+        state,
+        span(slot.seconds),
+        str(slot.generation),
+        str(slot.restarts),
+        f"{slot.in_flight}/{slot.capacity}" if slot.capacity else str(slot.in_flight),
+        str(slot.queued),
+        f"{100 * slot.kv_used / slot.kv_total:.0f}%" if slot.kv_total else "-",
+        ",".join(map(str, slot.gpus)) or "-",
+        str(slot.pid or "-"),
+        f"{slot.reason}{' (planned)' if slot.reason and slot.planned else ''}" or "-",
+    ]

@@ -1,0 +1,126 @@
+"""`troupe up` and `troupe check`: start a cluster in the foreground, or only look whether it could be."""
+
+import asyncio
+import logging
+import logging.handlers
+import shlex
+import signal
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Final
+
+from messages.bus import BusError
+from messages.config import Cluster, ConfigError
+from messages.gate import Gate
+from messages.subjects import Subjects
+from supervisor import spawner
+from supervisor.commands.common import DEFAULT_STATE, Code, CommandError, read_config, say, table
+from supervisor.loop import StrandedError, Supervisor, WhenOpen
+from supervisor.nats_server import NatsError, find_binary
+from supervisor.ports import PortError
+from supervisor.spec import Spec, check_files, specs_of
+from supervisor.state import ClusterRecord, Folder, HeldError
+
+LOG_BYTES: Final = 8 << 20
+LOGS_KEPT: Final = 3
+
+log = logging.getLogger("troupe.supervisor")
+
+
+def up(options: Namespace) -> Code:
+    """Start the cluster of a configuration and watch over it until Ctrl-C."""
+    cluster, specs = _checked(options)
+    folder = Folder(Path(options.state or cluster.state))
+    try:
+        folder.make()
+    except OSError as error:
+        raise CommandError(Code.FAILED, f"the state folder {folder.root} cannot be made: {error.strerror}") from None
+    try:
+        with folder.held():
+            _start_log(folder, cluster.log_level)
+            return asyncio.run(_run(Supervisor(cluster, specs, options.CONFIG, folder, _say_how(folder))))
+    except (HeldError, PortError, StrandedError) as error:
+        raise CommandError(Code.TAKEN, str(error)) from None
+    except ConfigError as error:
+        raise CommandError(Code.CONFIG, f"{options.CONFIG}: {error}") from None
+    except (BusError, NatsError) as error:
+        raise CommandError(Code.FAILED, str(error)) from None
+
+
+def check(options: Namespace) -> Code:
+    """Check a configuration whole, and show what it would start."""
+    cluster, specs = _checked(options)
+    rows = [["SLOT", "STARTED", "READY WITHIN", "GPU", "RESTARTS"]]
+    for spec in specs.values():
+        policy = spec.policy
+        budget = f"{policy.intensity} in {policy.period:g} s, {policy.crashes_before_ready} before ready"
+        way = f"{spec.spawn}{' (' + spec.device + ')' if spec.spawn == 'prefork' else ''}"
+        rows.append([spec.slot, way, f"{spec.load_deadline:g} s", ",".join(map(str, spec.gpus)) or "-", budget])
+    say(table(rows))
+    for http in {spec.alias: spec.http for spec in specs.values() if spec.http is not None}.items():
+        say(f"HTTP of {http[0]}: {http[1].host}, port {http[1].port or 'free'}")
+    say(f"NATS: {', '.join(cluster.nats.urls) or 'embedded'}")
+    say(f"{options.CONFIG}: well")
+    return Code.OK
+
+
+def _checked(options: Namespace) -> tuple[Cluster, dict[str, Spec]]:
+    cluster = read_config(options.CONFIG)
+    try:
+        specs = specs_of(cluster, has_gpu=spawner.has_gpu())
+        check_files(cluster)
+        if not cluster.nats.urls:
+            find_binary()
+    except ConfigError as error:
+        raise CommandError(Code.CONFIG, f"{options.CONFIG}: {error}") from None
+    except NatsError as error:
+        raise CommandError(Code.CONFIG, f"{options.CONFIG}: nats.url: missing, and {error}") from None
+    return cluster, specs
+
+
+async def _run(supervisor: Supervisor) -> Code:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, supervisor.end)
+    try:
+        await supervisor.run()
+    except asyncio.CancelledError:
+        log.info("interrupted before anything was started")
+        return Code.INTERRUPTED
+    log.info("everything has ended")
+    return Code.OK
+
+
+def _say_how(folder: Folder) -> WhenOpen:
+    """Make what is called when a gate opens: it says how to talk to the model."""
+    state = [] if folder.root == Path(DEFAULT_STATE).resolve() else ["--state", str(folder.root)]
+
+    def say_how(record: ClusterRecord, gate: Gate) -> None:
+        model = gate.model
+        submit = shlex.join(["troupe", "submit", *state, "--model", model, "Hello!"])
+        subject = Subjects(record.cluster).submit(gate.alias, "chat")
+        say(f"\n{model} answers now:")
+        say(f"  NATS    {', '.join(record.nats.urls)}   subject {subject}")
+        if url := record.http.get(gate.alias):
+            body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
+            say(f"  HTTP    {url}/v1")
+            say(f"  try     curl {url}/v1/chat/completions -H 'content-type: application/json' -d {shlex.quote(body)}")
+        say(f"  {'or  ' if record.http.get(gate.alias) else 'try '}    {submit}")
+        say("Ctrl-C drains and ends it; `troupe status` in another shell shows how it is.\n")
+
+    return say_how
+
+
+def _start_log(folder: Folder, level: str) -> None:
+    """Log to the terminal for people, and to the folder for later."""
+    shown = logging.StreamHandler(sys.stdout)
+    shown.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    kept = logging.handlers.RotatingFileHandler(
+        folder.root / "supervisor.log", maxBytes=LOG_BYTES, backupCount=LOGS_KEPT, encoding="utf-8"
+    )
+    kept.setFormatter(logging.Formatter("%(asctime)s.%(msecs)03d %(levelname)-7s %(message)s", "%Y-%m-%dT%H:%M:%S"))
+    root = logging.getLogger("troupe")
+    root.handlers[:] = [shown, kept]
+    root.setLevel(level.upper())
+    root.propagate = False

@@ -1,0 +1,97 @@
+"""Makes the status that people see: from a living supervisor's world, or from what a dead one left behind."""
+
+import socket
+import time
+
+from messages.gate import Gate
+from messages.ids import parse_slot
+from messages.lifecycle import Heartbeat, Registration, State
+from messages.supervise import SlotStatus, Status
+from supervisor import spawner
+from supervisor.restart import Life, Phase
+from supervisor.slots import Running
+from supervisor.state import ClusterRecord, Folder, ProcessRecord
+from supervisor.world import World
+
+
+def of_world(world: World, running: dict[str, Running], record: ClusterRecord, now: float) -> Status:
+    """Report what a supervisor knows; its pid, uptime and NATS server are the caller's to fill in."""
+    return Status(
+        cluster=record.cluster,
+        host=socket.gethostname(),
+        nats=record.nats.urls,
+        http=record.http,
+        gates=[door.gate for door in world.doors.values() if door.gate is not None],
+        slots=[_slot(life, world, running.get(slot), now) for slot, life in world.lives.slots.items()],
+    )
+
+
+def of_folder(folder: Folder, record: ClusterRecord, registry: list[Registration], gates: list[Gate]) -> Status:
+    """Report what the state folder and the buckets say while no supervisor lives."""
+    known = {registration.slot: registration for registration in registry}
+    slots = [_left(slot, process, known.get(slot), record) for slot, process in folder.slots().items()]
+    return Status(
+        cluster=record.cluster,
+        host=socket.gethostname(),
+        nats=record.nats.urls,
+        http=record.http,
+        gates=gates,
+        slots=slots,
+    )
+
+
+def _slot(life: Life, world: World, running: Running | None, now: float) -> SlotStatus:
+    spec = life.spec
+    entry = world.roster.entries.get(spec.slot)
+    if entry is not None and entry.registration.generation != life.generation:
+        entry = None
+    status = SlotStatus(
+        slot=spec.slot,
+        role=spec.role,
+        model=spec.model,
+        state=life.phase,
+        seconds=round(now - life.since, 3),
+        live=life.phase is Phase.READY and entry is not None and entry.live,
+        generation=life.generation,
+        restarts=life.restarts,
+        reason=life.reason,
+        planned=life.planned,
+        pid=running.process.pid if running is not None else None,
+        gpus=list(spec.gpus),
+        spawn=running.record.spawn if running is not None else spec.spawn,
+        stage=running.stage if running is not None and life.phase is Phase.LOADING else "",
+        load_seconds=entry.registration.load_seconds if entry is not None else 0.0,
+    )
+    return _with_figures(status, entry.beat if entry is not None else None)
+
+
+def _left(slot: str, process: ProcessRecord, registered: Registration | None, record: ClusterRecord) -> SlotStatus:
+    named = parse_slot(slot)
+    alive = spawner.lives(process)
+    ours = registered if registered is not None and registered.generation == process.generation and alive else None
+    return SlotStatus(
+        slot=slot,
+        role=named.role,
+        model=record.models.get(named.alias, named.alias),
+        state=(ours.state if ours is not None else State.LOADING) if alive else State.STOPPED,
+        seconds=round(time.time() - process.started, 3),
+        live=ours is not None and ours.state is State.READY,
+        generation=process.generation,
+        restarts=process.restarts,
+        reason=process.reason if alive else "its process is gone, and no supervisor starts it again",
+        pid=process.pid if alive else None,
+        gpus=ours.gpus if ours is not None else [],
+        spawn=process.spawn,
+        load_seconds=ours.load_seconds if ours is not None else 0.0,
+    )
+
+
+def _with_figures(status: SlotStatus, beat: Heartbeat | None) -> SlotStatus:
+    if beat is not None and status.state in (Phase.READY, Phase.DRAINING):
+        status.in_flight = beat.in_flight
+        status.queued = beat.queued
+        status.capacity = beat.capacity
+        status.kv_used = beat.kv_used
+        status.kv_total = beat.kv_total
+        status.rss_bytes = beat.rss_bytes
+    return status
