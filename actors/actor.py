@@ -92,6 +92,7 @@ class Actor(ABC):
         self.gates: Bucket
         self.tasks: TaskGroup
         self._began = time.monotonic()
+        self._loaded: float | None = None
         self._stages: dict[str, float] = {}
         self._revision = 0
         self._noted = False
@@ -223,7 +224,7 @@ class Actor(ABC):
         self.own(self._beat)
         self.own(self._watch_generation)
         stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.stage_lengths().items())
-        log.info("ready after %.1f s (%s)", time.monotonic() - self._began, stages)
+        log.info("ready after %.1f s (%s)", self._loading_seconds(), stages)
 
     async def _wind_down(self) -> Ending:
         """Drain within the deadline; a second SIGTERM, or the deadline, aborts what is left."""
@@ -262,6 +263,8 @@ class Actor(ABC):
             else:
                 raise AssertionError(f"{self.slot} cannot go from {self.state} to {state}")
         self.state = state
+        if state is State.READY:
+            self._loaded = time.monotonic()
         if state in (State.READY, State.DRAINING):
             await self._update_registration()
         await self._publish_state(self.bus, state, reason)
@@ -293,7 +296,7 @@ class Actor(ABC):
             model=self.model.name,
             alias=self.model.slug,
             capacity=self.part.capacity,
-            load_seconds=round(time.monotonic() - self._began, 3),
+            load_seconds=round(self._loading_seconds(), 3),
             stages=self.stage_lengths(),
             started=time.time(),
         )
@@ -445,10 +448,14 @@ class Actor(ABC):
             finally:
                 os.close(pipe)
 
+    def _loading_seconds(self) -> float:
+        """How long this life took until it was ready, or has taken so far."""
+        return (time.monotonic() if self._loaded is None else self._loaded) - self._began
+
     def stage_lengths(self) -> dict[str, float]:
         """How long each stage of loading took, in seconds; the last one until now while it goes on."""
         begins = list(self._stages.items())
-        ends = [begin for _, begin in begins[1:]] + [time.monotonic() - self._began]
+        ends = [begin for _, begin in begins[1:]] + [self._loading_seconds()]
         return {name: round(end - begin, 3) for (name, begin), end in zip(begins, ends, strict=True)}
 
     def _note_exit(self, code: Exit, reason: str) -> None:

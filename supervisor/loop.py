@@ -85,6 +85,7 @@ class Supervisor:
         self._gate_changed: asyncio.Event
         self._main: asyncio.Task[None] | None = None
         self._begun = False
+        self._adopted: set[str] = set()
 
     async def run(self) -> None:
         """Run the cluster until it has been ended. The caller holds the folder.
@@ -233,6 +234,7 @@ class Supervisor:
             elif (running := self._slots.adopt(spec)) is not None:
                 generation, age = running.record.generation, max(0.0, time.time() - running.record.started)
                 log.info("%s runs on (pid %d), adopted", short(slot, generation), running.process.pid)
+                self._adopted.add(slot)
                 self._feed(restart.Adopted(slot, generation, age, running.record.restarts, running.record.reason))
                 self._own(self._await_end(slot, generation))
 
@@ -443,11 +445,14 @@ class Supervisor:
         text, detail = note.text, {}
         entry = self._world.roster.entries.get(note.slot)
         running = self._slots.running.get(note.slot)
-        if note.what == "ready" and entry is not None:
-            stages = ", ".join(f"{name} {spent:.1f}" for name, spent in entry.registration.stages.items())
-            text = f"ready after {entry.registration.load_seconds:.1f} s ({stages})"
-            detail = {"load_seconds": entry.registration.load_seconds}
+        if note.what == "ready" and entry is not None and note.slot not in self._adopted:
+            spent = time.monotonic() - self._world.lives.slots[note.slot].started
+            stages = {"process": spent - entry.registration.load_seconds} | entry.registration.stages
+            shown = ", ".join(f"{name.replace('_', '-')} {length:.1f}" for name, length in stages.items())
+            text = f"ready after {spent:.1f} s ({shown})"
+            detail = {"seconds": round(spent, 3), "stages": entry.registration.stages}
         elif note.what == "started" and running is not None:
+            self._adopted.discard(note.slot)
             text = f"started (pid {running.process.pid}, {running.record.spawn})"
             detail = {"pid": running.process.pid}
         log.log(logging.WARNING if note.bad else logging.INFO, "%s %s", short(note.slot, note.generation), text)

@@ -10,6 +10,7 @@ import msgspec
 from messages import codec
 from messages.bus import Bus, BusError
 from messages.gate import Gate
+from messages.ids import parse_slot
 from messages.lifecycle import Registration
 from messages.subjects import Subjects
 from messages.supervise import SlotStatus, Status
@@ -106,8 +107,7 @@ async def _from_buckets(bus: Bus, folder: Folder, record: ClusterRecord) -> Stat
     try:
         registrations = await bus.bucket(subjects.registry_bucket)
         for slot in folder.slots():
-            role = slot.rpartition("-")[0].rpartition("-")[2]
-            there = await registrations.get(f"{role}.{slot}")
+            there = await registrations.get(subjects.registration_key(parse_slot(slot).role, slot))
             if there is not None:
                 registry.append(codec.from_json(there[0], Registration))
         bucket = await bus.bucket(subjects.gate_bucket)
