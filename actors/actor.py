@@ -237,8 +237,7 @@ class Actor(ABC):
         if drained.done():
             drained.result()
             return Ending(Exit.OK, "drained")
-        drained.cancel()
-        await asyncio.wait({drained}, timeout=CLOSE_SECONDS)
+        await _cancelled(drained)
         await self.abort()
         if self._aborted.is_set():
             return Ending(Exit.ABORTED, "a second SIGTERM cut the drain short")
@@ -468,6 +467,14 @@ class Actor(ABC):
             spare = path.with_suffix(".new")
             spare.write_bytes(codec.to_json(ExitNote(generation=self.generation, code=int(code), reason=reason)))
             spare.replace(path)
+
+
+async def _cancelled(task: "asyncio.Future[None]") -> None:
+    """Cancel until it has ended: nats-py swallows a cancellation that meets it while it flushes."""
+    deadline = time.monotonic() + CLOSE_SECONDS
+    while not task.done() and time.monotonic() < deadline:
+        task.cancel()
+        await asyncio.wait({task}, timeout=0.1)
 
 
 def _stop_loading(signum: int, frame: object) -> NoReturn:

@@ -27,6 +27,7 @@ from actors.engines.engine import (
     EngineInfo,
     Generation,
     LoadError,
+    misfit,
 )
 from actors.outbox import Outbox
 from messages import codec, procfs
@@ -162,7 +163,7 @@ class Worker(Actor):
         if job.ttl <= 0:
             raise ServiceError(408, "the deadline has passed")
         asked = Generation(key=key, prompt=job.prompt, sampling=job.sampling, bootstrap=job.bootstrap)
-        if (why := self._engine.check(asked)) is not None:
+        if (why := misfit(asked, self._info) or self._engine.check(asked)) is not None:
             raise ServiceError(400, why)
         self._start(job, asked)
         return self._running[key].accept

@@ -3,11 +3,13 @@
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from nats.aio.msg import Msg
@@ -17,11 +19,15 @@ from messages.bus import Bus
 from messages.frames import Ack, Finish, Frame, Hello, Receipt
 from messages.ids import parse_slot
 from messages.lifecycle import ExitNote, Registration, State
+from messages.prefork import Exited, FromParent, Heard, Ready, Spawn, Spawned, ToParent
 from messages.subjects import Subjects
 from messages.work import Accept, Job
 
 ROOT = Path(__file__).resolve().parent.parent
 READY_SECONDS = 10.0
+PREFORK_SECONDS = 90.0
+
+T = TypeVar("T")
 
 
 class Cast:
@@ -54,6 +60,18 @@ class Cast:
         self.processes[slot] = process
         return process
 
+    def home(self, slot: str) -> Path:
+        """The slot's own folder."""
+        home = self.folder / "state" / "slots" / slot
+        home.mkdir(parents=True, exist_ok=True)
+        return home
+
+    def argv(self, slot: str, generation: int) -> list[str]:
+        """The arguments of one life of a slot."""
+        told = {"config": self.config, "slot": slot, "generation": generation, "nats": self.url}
+        options = [part for name, value in told.items() for part in (f"--{name}", str(value))]
+        return [parse_slot(slot).role, *options, "--state", str(self.folder / "state")]
+
     def log(self, slot: str) -> str:
         """What the slot's process has written."""
         return (self.folder / "state" / "slots" / slot / "log").read_text()
@@ -62,7 +80,9 @@ class Cast:
         """Why the slot's last life ended, by its own word."""
         return codec.from_json((self.folder / "state" / "slots" / slot / "exit.json").read_bytes(), ExitNote)
 
-    async def until_ready(self, bus: Bus, *slots: str, generation: int = 1) -> dict[str, Registration]:
+    async def until_ready(
+        self, bus: Bus, *slots: str, generation: int = 1, seconds: float = READY_SECONDS
+    ) -> dict[str, Registration]:
         """Wait until all of them are registered as ready."""
         registry = await bus.bucket(self.subjects.registry_bucket)
         found: dict[str, Registration] = {}
@@ -83,7 +103,7 @@ class Cast:
 
         watching = asyncio.ensure_future(registry.keep(">", see_all, see))
         try:
-            async with asyncio.timeout(READY_SECONDS):
+            async with asyncio.timeout(seconds):
                 await done.wait()
         except TimeoutError:
             logs = "\n".join(self.log(slot) for slot in slots if slot not in found)
@@ -98,6 +118,69 @@ class Cast:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait(10)
+
+
+class Prefork:
+    """A prefork parent, as the supervisor would use it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._log = folder / "prefork.log"
+        path = folder / "prefork.socket"
+        command = [sys.executable, "-m", "actors", "prefork", "--socket", str(path)]
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+        self._socket = self._connect(path)
+        self._lines = self._socket.makefile("rwb")
+        self._read(Ready)
+
+    def _connect(self, path: Path) -> socket.socket:
+        deadline = time.monotonic() + PREFORK_SECONDS
+        while time.monotonic() < deadline and self.process.poll() is None:
+            connection = socket.socket(socket.AF_UNIX)
+            try:
+                connection.connect(str(path))
+            except OSError:
+                connection.close()
+                time.sleep(0.05)
+            else:
+                connection.settimeout(PREFORK_SECONDS)
+                return connection
+        raise AssertionError(f"the prefork parent did not come up:\n{self._log.read_text()}")
+
+    def _read(self, kind: type[T]) -> T:
+        """Read lines until one of this kind comes."""
+        while line := self._lines.readline():
+            message: FromParent = codec.json_decoder(FromParent).decode(line)
+            if isinstance(message, Exited):
+                self.say(Heard(pid=message.pid))
+            if isinstance(message, kind):
+                return message
+        raise AssertionError("the prefork parent hung up")
+
+    def say(self, message: ToParent) -> None:
+        """Send one command."""
+        self._lines.write(codec.to_json(message) + b"\n")
+        self._lines.flush()
+
+    def spawn(self, cast: "Cast", slot: str, generation: int = 1) -> int:
+        """Fork one slot's actor; returns its pid."""
+        home = cast.home(slot)
+        command = Spawn(
+            slot=slot, generation=generation, argv=cast.argv(slot, generation), env={}, log=str(home / "log")
+        )
+        self.say(command)
+        return self._read(Spawned).pid
+
+    def until_exit(self) -> Exited:
+        """Wait for the next actor to end."""
+        return self._read(Exited)
+
+    def stop(self) -> None:
+        """End it; its actors live on."""
+        self._lines.close()
+        self._socket.close()
+        self.process.terminate()
+        self.process.wait(10)
 
 
 class Desk:

@@ -114,5 +114,19 @@ class Engine(ABC):
         raise ValueError(f"this engine cannot show the fault {fault!r}")
 
     def check(self, asked: Generation) -> str | None:
-        """Say why a stream cannot be run (out-of-vocabulary ids kill SGLang), or None if it can."""
+        """Say why this engine cannot run a stream that fits, or None if it can."""
         return None
+
+
+def misfit(asked: Generation, info: EngineInfo) -> str | None:
+    """Say why a stream does not fit an engine, or None: a single id outside the vocabulary would kill all of SGLang."""
+    if len(asked.prompt) % 4:
+        return f"{len(asked.prompt)} bytes of prompt are no whole number of packed token ids"
+    tokens = memoryview(asked.prompt).cast("I")
+    if not tokens:
+        return "the prompt is empty"
+    if (worst := max(tokens)) >= info.vocab_size:
+        return f"token id {worst} is outside the vocabulary of {info.vocab_size}"
+    if len(tokens) >= info.context_length:
+        return f"{len(tokens)} prompt tokens leave no room in a context of {info.context_length}"
+    return None

@@ -8,7 +8,6 @@ import atexit
 import inspect
 import logging
 import os
-from array import array
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -160,7 +159,7 @@ class SglangEngine(Engine):
                 self._steps += 1
             tokens, meta = chunk["output_ids"], chunk["meta_info"]
             live.made += len(tokens)
-            finish = self._finish(meta)
+            finish = self._finish(meta, aborted=live.timer is not None)
             if self._side == "prefill":
                 tokens = []
             if finish is not None:
@@ -185,8 +184,11 @@ class SglangEngine(Engine):
             "ignore_eos": sampling.ignore_eos,
         }
 
-    def _finish(self, meta: dict[str, Any]) -> Finish | None:
-        """Read SGLang's finish reason; its status may be a number, an `HTTPStatus` or missing (a plain abort)."""
+    def _finish(self, meta: dict[str, Any], *, aborted: bool) -> Finish | None:
+        """Read SGLang's finish reason; its status may be a number, an `HTTPStatus` or missing.
+
+        What we have aborted is an abort, whatever status SGLang gives it in the queue where it stood.
+        """
         reason = meta.get("finish_reason")
         if reason is None:
             return None
@@ -199,7 +201,7 @@ class SglangEngine(Engine):
         if kind == "abort":
             status = reason.get("status_code")
             message = str(reason.get("message") or "aborted")
-            if status is None:
+            if aborted or status is None:
                 return Finish("abort", 499, message, *counts)
             return Finish("error", int(HTTPStatus(status)), message, *counts)
         if self._side == "prefill":
@@ -219,14 +221,7 @@ class SglangEngine(Engine):
             live.cancel()
 
     def check(self, asked: Generation) -> str | None:
-        """Refuse what would kill the whole engine (ids outside the vocabulary) or never fit."""
-        tokens = array("I", asked.prompt)
-        if not tokens:
-            return "the prompt is empty"
-        if (worst := max(tokens)) >= self._info.vocab_size:
-            return f"token id {worst} is outside the vocabulary of {self._info.vocab_size}"
-        if len(tokens) >= self._info.context_length:
-            return f"{len(tokens)} prompt tokens leave no room in a context of {self._info.context_length}"
+        """Refuse what SGLang cannot do without its own tokenizer."""
         if not self._setup.model.engine_tokenizer and asked.sampling.min_tokens:
             return "min_tokens needs the engine's own tokenizer, which is off (engine_tokenizer: false)"
         return None

@@ -1,0 +1,169 @@
+"""What every engine must do, as processors see it: the simulated one and the real SGLang under the same tests."""
+
+import asyncio
+import random
+import uuid
+from typing import Any, TypeVar
+
+import pytest
+
+from messages import codec
+from messages.bus import ServiceError
+from messages.lifecycle import Control
+from messages.work import Bootstrap, Decode, Job, Prefill, Sampling
+from tests.engines.conftest import SLOTS
+from tests.harness import Cast, Desk
+
+pytestmark = [pytest.mark.nats, pytest.mark.timeout(120)]
+
+J = TypeVar("J", bound=Job)
+WHOLE = "whole-decode-0"
+PREFILL, DECODE, _ = SLOTS
+
+
+def job(kind: type[J], desk: Desk, prompt: list[int], max_tokens: int = 16, **fields: Any) -> J:
+    """Work of one kind: greedy, unless `fields` say otherwise; eos ignored, so that lengths are known."""
+    sampling = Sampling(max_tokens=max_tokens, temperature=0, ignore_eos=True)
+    given: dict[str, Any] = {"request": str(uuid.uuid4()), "attempt": 0, "out": desk.name, "ttl": 30.0}
+    return kind(**given | {"sampling": sampling, "prompt": codec.pack_tokens(prompt)} | fields)
+
+
+async def whole(desk: Desk, prompt: list[int], max_tokens: int = 16, **fields: Any) -> list[int]:
+    """Generate by one engine alone."""
+    asked = job(Decode, desk, prompt, max_tokens, **fields)
+    await desk.ask(WHOLE, asked)
+    finish = await desk.finished(asked.request, seconds=30)
+    assert finish.reason == "length", finish
+    return desk.tokens[f"{asked.request}:0"]
+
+
+async def apart(desk: Desk, engines: Cast, prompt: list[int], max_tokens: int = 16) -> list[int]:
+    """Generate by prefill and decode apart, both told at the same moment."""
+    ready = await engines.until_ready(desk.bus, PREFILL)
+    address = ready[PREFILL].bootstrap
+    assert address is not None
+    room = Bootstrap(host=address[0], port=address[1], room=random.randrange(1 << 62))
+    asked = job(Decode, desk, prompt, max_tokens, bootstrap=room)
+    ahead = job(Prefill, desk, prompt, max_tokens, bootstrap=room, request=asked.request)
+    await asyncio.gather(desk.ask(DECODE, asked), desk.ask(PREFILL, ahead))
+    finish = await desk.finished(asked.request, seconds=30)
+    assert finish.reason == "length", finish
+    return desk.tokens[f"{asked.request}:0"]
+
+
+def prompts(count: int, longest: int = 300) -> list[list[int]]:
+    """Prompts of lengths from 1, some of which share what they begin with."""
+    chance = random.Random(7)
+    shared = [chance.randrange(10, 500) for _ in range(longest)]
+    made = []
+    for number in range(count):
+        length = 1 + number * longest // count
+        begin = shared[: length // 2] if number % 3 == 0 else []
+        made.append(begin + [chance.randrange(10, 500) for _ in range(length - len(begin))])
+    return made
+
+
+async def test_a_stream_is_as_long_as_asked_and_counts_what_it_took(desk: Desk) -> None:
+    asked = job(Decode, desk, list(range(20, 60)), 24)
+    accept = await desk.ask(WHOLE, asked)
+    assert (accept.request, accept.by) == (asked.request, f"{WHOLE}-g1")
+    finish = await desk.finished(asked.request)
+    assert (finish.reason, finish.prompt_tokens, finish.completion_tokens) == ("length", 40, 24)
+    assert len(desk.tokens[f"{asked.request}:0"]) == 24
+
+
+async def test_greedy_tokens_are_the_same_again_alone_and_among_others(desk: Desk) -> None:
+    some = prompts(8, 100)
+    alone = [await whole(desk, prompt) for prompt in some]
+    together = await asyncio.gather(*(whole(desk, prompt) for prompt in some))
+    assert alone == list(together)
+    assert len({tuple(tokens) for tokens in alone}) > 4, "different prompts are answered differently"
+
+
+async def test_prefill_and_decode_apart_make_what_one_engine_makes(desk: Desk, engines: Cast) -> None:
+    some = prompts(10)
+    expected = [await whole(desk, prompt) for prompt in some]
+    assert [await apart(desk, engines, prompt) for prompt in some] == expected
+    assert list(await asyncio.gather(*(apart(desk, engines, prompt) for prompt in some))) == expected
+
+
+async def test_a_stream_goes_on_from_prompt_and_tokens_so_far(desk: Desk, engines: Cast) -> None:
+    prompt = list(range(30, 80))
+    tokens = await whole(desk, prompt, 24)
+    assert await whole(desk, prompt + tokens[:9], 15) == tokens[9:]
+    assert await apart(desk, engines, prompt + tokens[:17], 7) == tokens[17:]
+
+
+async def test_the_prefix_cache_is_counted(desk: Desk) -> None:
+    prompt = [random.Random(11).randrange(10, 500) for _ in range(64)]
+    await whole(desk, prompt)
+    again = job(Decode, desk, [*prompt, 33], 4)
+    await desk.ask(WHOLE, again)
+    assert (await desk.finished(again.request)).cached_tokens >= 48
+
+
+async def test_a_stop_token_ends_the_stream_and_is_named(desk: Desk) -> None:
+    prompt = list(range(40, 70))
+    tokens = await whole(desk, prompt, 12)
+    stop = tokens[5]
+    sampling = Sampling(max_tokens=12, temperature=0, stop_token_ids=[stop])
+    asked = job(Decode, desk, prompt, sampling=sampling)
+    await desk.ask(WHOLE, asked)
+    finish = await desk.finished(asked.request)
+    made = desk.tokens[f"{asked.request}:0"]
+    assert (finish.reason, finish.matched) == ("stop", stop)
+    assert made == tokens[: tokens.index(stop) + 1]
+
+
+async def test_an_abort_ends_a_stream_at_once_and_frees_its_place(desk: Desk) -> None:
+    asked = job(Decode, desk, list(range(20, 40)), 900)
+    await desk.ask(WHOLE, asked)
+    await desk.some(asked.request, 3)
+    abort = codec.to_json(Control(request=asked.request, attempt=0))
+    await desk.bus.request(desk.subjects.control(WHOLE, "abort"), abort, timeout=2)
+    finish = await desk.finished(asked.request, seconds=2)
+    assert (finish.reason, finish.code) == ("abort", 499)
+    assert len(desk.tokens[f"{asked.request}:0"]) < 900
+    assert len(await whole(desk, [20, 21])) == 16
+
+
+async def test_aborted_in_the_same_breath_it_still_has_one_finish(desk: Desk) -> None:
+    for number in range(5):
+        asked = job(Decode, desk, list(range(20, 40 + number)), 900)
+        subject = desk.subjects.work("whole", "decode", WHOLE)
+        abort = codec.to_json(Control(request=asked.request, attempt=0))
+        await asyncio.gather(
+            desk.bus.request(subject, codec.to_msgpack(asked), timeout=2),
+            desk.bus.request(desk.subjects.control(WHOLE, "abort"), abort, timeout=2),
+        )
+        if asked.request not in {item.request for frame in desk.frames for item in frame.items if item.finish}:
+            await desk.bus.request(desk.subjects.control(WHOLE, "abort"), abort, timeout=2)
+        assert (await desk.finished(asked.request, seconds=5)).reason == "abort"
+
+
+async def test_prefill_that_nobody_meets_is_aborted_in_time(desk: Desk, engines: Cast) -> None:
+    ready = await engines.until_ready(desk.bus, PREFILL)
+    address = ready[PREFILL].bootstrap
+    assert address is not None
+    room = Bootstrap(host=address[0], port=address[1], room=random.randrange(1 << 62))
+    lonely = job(Decode, desk, list(range(20, 50)), bootstrap=room)
+    await desk.ask(DECODE, lonely)
+    abort = codec.to_json(Control(request=lonely.request, attempt=0))
+    await desk.bus.request(desk.subjects.control(DECODE, "abort"), abort, timeout=2)
+    assert (await desk.finished(lonely.request, seconds=3)).reason == "abort"
+    assert len(await apart(desk, engines, list(range(20, 50)))) == 16
+
+
+async def test_the_deadline_ends_a_stream(desk: Desk) -> None:
+    asked = job(Decode, desk, list(range(20, 40)), 900, ttl=0.3)
+    await desk.ask(WHOLE, asked)
+    assert (await desk.finished(asked.request, seconds=5)).reason == "abort"
+
+
+@pytest.mark.parametrize("prompt", [[5, 1 << 20], []], ids=["outside the vocabulary", "empty"])
+async def test_what_would_harm_the_engine_is_refused_and_others_go_on(desk: Desk, prompt: list[int]) -> None:
+    going = asyncio.ensure_future(whole(desk, list(range(50, 90)), 60))
+    with pytest.raises(ServiceError) as refused:
+        await desk.ask(WHOLE, job(Decode, desk, prompt))
+    assert refused.value.code == 400
+    assert len(await going) == 60
