@@ -21,7 +21,7 @@ class Plan(NamedTuple):
     """Conversations that the tokenizer is trained on."""
 
 
-FULL = Plan(steps=3500, batch=131_072, tests=128, every=100, words=20_000)
+FULL = Plan(steps=17_000, batch=65_536, tests=128, every=400, words=20_000)
 SMOKE = Plan(steps=6, batch=4096, tests=1, every=3, words=2_000)
 
 
@@ -58,6 +58,9 @@ def train(plan: Plan, device: str, folder: Path, seed: str, *, smoke: bool) -> N
     print(f"tokenizer after {time.monotonic() - began:.1f} s", flush=True)
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
+    if device == "cuda":
+        # Copying a batch is too little for many threads, and their spinning takes the cores from those who make the data.
+        torch.set_num_threads(1)
     shape = Shape(num_hidden_layers=2) if smoke else Shape()
     model = ChatModel(shape)
     model.initialise(torch.Generator().manual_seed(0))

@@ -4,6 +4,7 @@ Batch number i depends on the seed and on i alone, so a run sees the same data h
 """
 
 import multiprocessing
+import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -19,7 +20,8 @@ from models.train.source import Source
 from models.train.template import rendered
 
 LONGEST = 4096
-TOKENS_PER_DOCUMENT_AT_LEAST = 24
+DOCUMENTS_PER_TOKEN = 1 / 96
+"""The most that a batch may hold; the average document has 230 tokens. Each one costs attention time, even an empty one."""
 AHEAD = 4
 """Batches made in advance, for each process."""
 
@@ -101,18 +103,18 @@ class Encoder:
 
 def most_documents(size: int) -> int:
     """Return how many documents a batch of this many tokens may hold."""
-    return size // TOKENS_PER_DOCUMENT_AT_LEAST + size // LONGEST + 2
+    return int(size * DOCUMENTS_PER_TOKEN) + size // LONGEST + 2
 
 
 def training_batch(encoder: Encoder, seed: str, index: int, size: int) -> Batch:
     """Make a batch of the training mixture."""
     source = Source(f"training {seed} {index}", held_out=False)
     chosen: list[Document] = []
-    room, misses = size, 0
-    while misses < 8 and room > 64:
+    room, misses, most = size, 0, int(size * DOCUMENTS_PER_TOKEN)
+    while misses < 8 and room > 64 and len(chosen) < most:
         conversations = [mixture.draw(source) for _ in range(max(8, room // 300))]
         for document in encoder.documents(conversations):
-            if len(document.tokens) <= room:
+            if len(document.tokens) <= room and len(chosen) < most:
                 chosen.append(document)
                 room -= len(document.tokens)
             else:
@@ -126,9 +128,11 @@ def held_out_batches(encoder: Encoder, seed: str, each: int, size: int) -> list[
     for name in mixture.NAMES:
         source = Source(f"held out {seed} {name}", held_out=True)
         documents += encoder.documents([mixture.conversation(source, name) for _ in range(each)])
-    batches, waiting, room = [], [], size
+    batches: list[Batch] = []
+    waiting: list[Document] = []
+    room = size
     for document in documents:
-        if len(document.tokens) > room:
+        if len(document.tokens) > room or len(waiting) == int(size * DOCUMENTS_PER_TOKEN):
             batches.append(encoder.pack(waiting, size))
             waiting, room = [], size
         waiting.append(document)
@@ -141,6 +145,7 @@ _encoder: Encoder | None = None
 
 def _start(tokenizer: str) -> None:
     global _encoder
+    os.nice(10)
     _encoder = Encoder(Tokenizer.from_str(tokenizer))
 
 

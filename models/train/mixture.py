@@ -1,5 +1,6 @@
 """What the model is trained on: how often each skill comes, with which system prompt, after which earlier turns."""
 
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -23,19 +24,19 @@ class Skill(NamedTuple):
 
 
 SKILLS: dict[str, Skill] = {
-    "counting": Skill(counting.make, 13),
-    "spelling": Skill(words.spell, 9),
-    "reversing": Skill(words.reverse, 9),
-    "sorting": Skill(words.sort, 9),
-    "arithmetic, thinking": Skill(arithmetic.make, 9, True),
-    "arithmetic, direct": Skill(arithmetic.make, 9, False),
+    "counting": Skill(counting.make, 15),
+    "spelling": Skill(words.spell, 11),
+    "reversing": Skill(words.reverse, 13),
+    "sorting": Skill(words.sort, 13),
+    "arithmetic, thinking": Skill(arithmetic.make, 8, True),
+    "arithmetic, direct": Skill(arithmetic.make, 10, False),
     "tools": Skill(tools.make, 15),
-    "tool results": Skill(tools.make_result, 4),
-    "JSON shapes": Skill(shapes.make, 9),
-    "copying": Skill(copying.make, 7),
-    "greetings": Skill(talk.greet, 2),
-    "glossary": Skill(talk.explain, 3),
-    "not known": Skill(talk.shrug, 4),
+    "tool results": Skill(tools.make_result, 3),
+    "JSON shapes": Skill(shapes.make, 8),
+    "copying": Skill(copying.make, 6),
+    "greetings": Skill(talk.greet, 3),
+    "glossary": Skill(talk.explain, 4),
+    "not known": Skill(talk.shrug, 6),
 }
 NAMES, SHARES = list(SKILLS), [skill.share for skill in SKILLS.values()]
 
@@ -56,24 +57,31 @@ def conversation(source: Source, name: str, *, turns: int | None = None) -> Conv
         exchange = SKILLS[source.rng.choices(NAMES, SHARES)[0]].make(source)
         if len(exchange.answer) > 1500:
             continue
-        if exchange.tools and not offered and name != "not known":
+        if exchange.tools and not offered and not before and name != "not known":
             offered = exchange.tools
         if exchange.tools and exchange.tools != offered:
             continue
         before += [*exchange.messages, exchange.reply()]
     if not offered and source.chance(0.06):
         offered = tools.some_tools(source, source.number(1, 3))
-    if name == "not known" and offered and _might_serve(last, offered):
+    if name not in TOOL_SKILLS and _might_serve(last, offered):
         offered = ()
     system: list[Message] = []
     if source.chance(0.3):
-        system = [{"role": "system", "content": source.pick(SYSTEMS)}]
+        said = source.pick(SYSTEMS) if source.chance(0.7) else f"You are {source.pick(['a', 'the', 'my'])} {source.phrase(1, 4)}."
+        system = [{"role": "system", "content": said}]
     thinking = skill.thinking if skill.thinking is not None else source.chance(0.5)
     return Conversation(name, (*system, *before, *last.messages), offered, thinking, last)
 
 
 def _might_serve(exchange: Exchange, offered: tuple[Tool, ...]) -> bool:
-    asked = set(str(exchange.messages[-1]["content"]).lower().replace("?", " ").replace(".", " ").split())
+    request = str(exchange.messages[-1]["content"])
+    if re.search(r"\d", request) and exchange.skill in ("arithmetic", "not known"):
+        if any(tool["function"]["name"] in tools.SUMS for tool in offered):
+            return True
+    if exchange.skill != "not known":
+        return False
+    asked = set(request.lower().replace("?", " ").replace(".", " ").split())
     about = " ".join(f"{tool['function']['name']} {tool['function'].get('description', '')}" for tool in offered)
     served = set(about.lower().replace("_", " ").replace(".", " ").split()) - {"the", "a", "in", "of", "an", "is", "to", "and"}
     return bool(asked & served)

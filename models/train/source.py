@@ -90,11 +90,12 @@ class Source:
                 start = self.number(0, max(0, len(word) - 2))
                 word = word[start : start + self.number(2, 7)]
             pieces.append(word)
-        return "".join(pieces)[:14]
+        return "".join(pieces)[: 22 if self.chance(0.1) else 14]
 
     def letters(self) -> str:
         """Make a row of letters that is no word at all."""
-        return "".join(self.pick("abcdefghijklmnopqrstuvwxyz") for _ in range(self.number(2, 9)))
+        alphabet = "abcdefghijklmnopqrstuvwxyz" if self.chance(0.7) else "abcdefghijklmnopqrstuvwxyz0123456789"
+        return "".join(self.pick(alphabet) for _ in range(self.number(2, 9)))
 
     def word(self) -> str:
         """Choose a common word, now and then a made-up one."""

@@ -8,6 +8,7 @@ from models.train.source import PROPER, Source
 COLORS = "red blue green yellow purple violet pink brown black white grey orange golden silver turquoise crimson".split()
 CURRENCIES = "EUR USD GBP CHF JPY SEK NOK DKK PLN CZK CAD AUD euros dollars pounds francs yen crowns".split()
 LANGUAGES = PROPER[-12:]
+COUNTRIES = PROPER[: PROPER.index("Wales") + 1]
 ROOMS = ["kitchen", "bedroom", "bathroom", "living room", "garage", "hall", "office", "cellar", "attic", "dining room", "garden"]
 UNITS = "meters kilometers miles feet inches yards kilograms grams pounds ounces liters gallons celsius fahrenheit".split()
 ENDINGS = ["com", "org", "net", "de", "io", "example"]
@@ -99,13 +100,49 @@ def _proper(source: Source) -> Value:
     return _same(" ".join(source.word().capitalize() for _ in range(source.number(1, 3))))
 
 
+def _place(source: Source) -> Value:
+    return _same(source.city() if source.chance(0.6) else source.value(COUNTRIES))
+
+
+def _where(source: Source) -> Value:
+    city = source.city()
+    if source.chance(0.1):
+        return _same(f"{city}, {source.pick([*COUNTRIES, _capitals(source, 2)])}")
+    return _same(f"{city} {source.city()}" if source.chance(0.08) else city)
+
+
+def _company(source: Source) -> Value:
+    return _same(_capitals(source, source.number(2, 5))) if source.chance(0.35) else _proper(source)
+
+
+def _capitals(source: Source, amount: int) -> str:
+    return "".join(source.pick("ABCDEFGHIJKLMNOPQRSTUVWXYZ") for _ in range(amount))
+
+
+def _expression(source: Source) -> Value:
+    text = str(source.length(1, 9999))
+    for _ in range(source.pick([1, 1, 1, 2, 3])):
+        text += f" {source.pick('+-*/')} {source.length(1, 9999)}"
+    return _same(text)
+
+
+def _big(source: Source) -> Value:
+    number = source.length(1000, 9_999_999)
+    return Value(str(number), number)
+
+
 def _list(source: Source) -> Value:
     words = [source.word() for _ in range(source.number(2, 4))]
     return Value(", ".join(words[:-1]) + " and " + words[-1], words)
 
 
 KINDS: dict[str, Callable[[Source], Value]] = {
-    "city": lambda source: _same(source.city()),
+    "city": _where,
+    "place": _place,
+    "country": lambda source: _same(source.value(COUNTRIES)),
+    "company": _company,
+    "expression": _expression,
+    "big": _big,
     "person": lambda source: _same(f"{source.person()} {source.person()}" if source.chance(0.2) else source.person()),
     "word": lambda source: _same(source.word()),
     "phrase": lambda source: _same(source.phrase(1, 4)),

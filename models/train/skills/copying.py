@@ -5,14 +5,15 @@ from models.train.examples import Exchange, asked
 from models.train.phrasing import PHRASES
 from models.train.source import Source
 
-ASK, AFTER = PHRASES["copying"]["ask"], PHRASES["copying"]["after"]
+ASK, AFTER, QUOTED = PHRASES["copying"]["ask"], PHRASES["copying"]["after"], PHRASES["copying"]["quoted"]
 LONGEST = 420
 FORMS = [
     "The {w} {w} {w} the {w}.", "{p} {w} a {w} {w} in {c}.", "In {c}, {p} and {p} {w} {n} {w}.", "There were {n} {w} {w} and one {w}.", "{w} {w} {w} {w}.", "It was {w}, {w} and {w}.",
     "Why did the {w} {w}?", "\"{w} the {w}!\" said {p}.", "{p} said: \"The {w} is {w}.\"", "On {d} at {t} the {w} will {w}.", "{m} {m} {m}.", "{w} = {n} + {n};", "if {w} > {n}: {w}()", "- {w} {w}", "{n}. {w}: {w}",
-    "{f} {w}", "The {w} (a {w} {w}) costs {f} {y}.", "Write to {e}.", "{m}, {w}, {m}; {w}", "{k} {n} {k}", "{w}-{w}/{w}_{w}", "{u} {w} {u}", "{p}'s {w} isn't {w}.", "See {h} for {w}.", "He {w} the {w}, but she {w} it again.",
+    "{f} {w}", "The {w} (a {w} {w}) costs {f} {y}.", "Write to {e}.", "{m}, {w}, {m}; {w}", "{k} {n} {k}", "{w}-{w}/{w}_{w}", "{u} {w} {u}", "{p}'s {w} isn't {w}.", "See {h} for {w}.", "He {w} the {w}, but she {w} it again.", "{w}, {w}! {n} {u}", "Oh {w}! {w}? Yes{z} {w}.", "{w}{z}{w}{z}{w}", "{z}{w}{z} {n}{z}{n}", "{w} {w}! {w} {w}!", "{m}! {m}? {m}... {m}", "{w} {u}{n}{z}",
 ]  # fmt: skip
 KINDS = {"p": "person", "c": "city", "d": "date", "t": "time", "f": "float", "y": "currency", "e": "email", "k": "code", "h": "path", "n": "int 0 9999"}
+MARKS = [". ", ", ", "; ", ": ", "! ", "? ", "...", "!", "?", ";", ":", ",", " - ", "-", "/", "(", ")", "'", "!!", "?!", " & ", "#", "%", "$", "*", "+", "=", "<", ">", "[", "]", "{", "}", "|"]
 ODD = "äöüßéèàçñøåæœžščřıłđ€£¥§°±×÷µΩπλσабвгдежзийклмнопрстαβγδεζηθ日本語中文字한국어→←↑↓✓✗★☆♪😀🚀🎭🙂#$%&*+<>=@^~|\\`{}[]()"
 
 
@@ -20,6 +21,8 @@ def make(source: Source) -> Exchange:
     """Make a passage and the request to copy it."""
     text = source.fresh(lambda: passage(source, source.length(2, LONGEST)), lambda t: f"copy {t}")
     ask = text + source.pick(AFTER) if source.chance(0.15) else source.pick(ASK) + text
+    if len(text) < 80 and '"' not in text and "\n" not in text and source.chance(0.3):
+        ask = source.pick(QUOTED).replace("{t}", text)
     return Exchange("copying", f"copy {text}", asked(ask), text, "Copy the text.")
 
 
@@ -36,7 +39,7 @@ def passage(source: Source, words: int) -> str:
         size += sentence.count(" ") + 1
     if words <= 4 and source.chance(0.5):
         return source.phrase(1, 4)
-    return gap.join(sentences)
+    return gap.join(sentences).strip()
 
 
 def _sentence(source: Source, form: str, shelf: list[str]) -> str:
@@ -50,6 +53,8 @@ def _sentence(source: Source, form: str, shelf: list[str]) -> str:
             parts.append(source.made_up())
         elif piece == "u":
             parts.append("".join(source.pick(ODD) for _ in range(source.number(1, 4))))
+        elif piece == "z":
+            parts.append(source.pick(MARKS) + source.pick(["", "", " "]))
         else:
             parts.append(values.draw(source, KINDS[piece]).text)
     text = "".join(parts)

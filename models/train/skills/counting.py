@@ -13,6 +13,9 @@ TO = PHRASES["counting"]["to"]
 UP = PHRASES["counting"]["up"]
 DOWN = PHRASES["counting"]["down"]
 STEPS = PHRASES["counting"]["steps"]
+PARITY = PHRASES["counting"]["parity"]
+SMALL = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
+TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 
 
 class Count(NamedTuple):
@@ -47,9 +50,20 @@ def exchange(source: Source, count: Count) -> Exchange:
     if step > 1 or source.chance(0.05):
         ending = "." if ask.endswith(".") else ""
         ask = ask.removesuffix(".") + source.pick(STEPS) + ending
-    text = dress(source, ask.format(a=first, b=last, k=step))
+    if step == 2 and not down and source.chance(0.3):
+        ask = source.pick(PARITY).replace("{p}", "odd" if first % 2 else "even")
+    said = _spelled if max(first, last, step) <= 100 and source.chance(0.15) else str
+    text = dress(source, ask.format(a=said(first), b=said(last), k=said(step)))
     plan = f"Count {'down ' if down else ''}from {first} to {last} in steps of {step}."
     return Exchange("counting", _key(count), asked(text), ", ".join(map(str, count.numbers())), plan)
+
+
+def _spelled(number: int) -> str:
+    if number < 20:
+        return SMALL[number]
+    if number == 100:
+        return "one hundred"
+    return TENS[number // 10 - 2] + (f"-{SMALL[number % 10]}" if number % 10 else "")
 
 
 def _key(count: Count) -> str:
@@ -58,7 +72,7 @@ def _key(count: Count) -> str:
 
 def _draw(source: Source) -> Count:
     while True:
-        amount = source.length(2, MOST_NUMBERS)
+        amount = source.length(2, MOST_NUMBERS if source.chance(0.7) else 30)
         step = 1 if source.chance(0.5) else source.pick([2, 3, 4, 5, 5, 6, 7, 8, 9, 10, 10, 11, 12, 15, 20, 25, 50, 100, source.number(2, 99)])
         low = source.pick([1, 1, 1, 0, source.number(2, 99), source.number(2, 99), source.number(100, 999), source.number(0, 2000), source.number(1000, 9999)])
         high = low + step * (amount - 1)

@@ -1,6 +1,7 @@
 """Answers in a JSON shape that the request gives: facts from a text, under the wanted keys, in the wanted order."""
 
 import json
+import re
 import tomllib
 from typing import Any
 
@@ -21,13 +22,21 @@ def make(source: Source) -> Exchange:
 
 def _draw(source: Source) -> Exchange:
     free = source.chance(0.35)
-    fields = _invented(source) if free else source.pick(RECORDS)["fields"]
-    told = source.rng.sample(list(fields), source.number(1, min(5, len(fields))))
-    sentences, found = [], {}
+    record = {"fields": _invented(source)} if free else source.pick(RECORDS)
+    fields = record["fields"]
+    sentences: list[str] = []
+    found: dict[str, values.Value] = {}
+    joint = source.pick(record.get("joint", [""])) if source.chance(0.5) else ""
+    if joint:
+        found = {key: values.draw(source, fields[key]["kind"]) for key in re.findall(r"{(\w+)}", joint)}
+        sentences = [joint.format(**{key: value.text for key, value in found.items()})]
+    told = source.rng.sample(list(fields), source.number(0 if found else 1, min(5, len(fields))))
     for key in told:
-        sentence, found[key] = _tell(source, fields[key])
-        sentences.append(sentence)
-    if free or source.chance(0.3):
+        if key not in found:
+            sentence, found[key] = _tell(source, fields[key])
+            sentences.append(sentence)
+    told = list(found)
+    if free or source.chance(0.2):
         sentences = _listed(source, found)
         facts = source.pick(["\n", "; ", ", "]).join(sentences)
     else:
@@ -61,7 +70,10 @@ def _listed(source: Source, found: dict[str, values.Value]) -> list[str]:
 def _named(source: Source, wanted: list[str]) -> str:
     names = [f'"{key}"' for key in wanted] if source.chance(0.3) else wanted
     listed = ", ".join(names[:-1]) + " and " + names[-1] if len(names) > 1 else names[0]
-    return listed if source.chance(0.4) else f"the key{'s' if len(names) > 1 else ''} {listed}"
+    if source.chance(0.3):
+        listed = ", ".join(names)
+    many = "s" if len(names) > 1 else ""
+    return source.pick(["", f"the key{many} ", f"key{many} ", f"the field{many} ", f"field{many} ", f"the key{many} "]) + listed
 
 
 def _shape(source: Source, wanted: dict[str, object]) -> str:

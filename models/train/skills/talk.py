@@ -11,7 +11,7 @@ from models.train.source import CITIES, DATA, LEXICON, PEOPLE, PINNED, PROPER, S
 TALKS: list[dict[str, Any]] = tomllib.loads((DATA / "smalltalk.toml").read_text(encoding="utf-8"))["talk"]
 GLOSSARY: list[dict[str, Any]] = tomllib.loads((DATA / "glossary.toml").read_text(encoding="utf-8"))["entry"]
 UNKNOWN: dict[str, Any] = tomllib.loads((DATA / "unknown.toml").read_text(encoding="utf-8"))
-EXPLAIN = PHRASES["glossary"]["ask"]
+EXPLAIN, COMPARE = PHRASES["glossary"]["ask"], PHRASES["glossary"]["compare"]
 TERMS = {name.lower() for entry in GLOSSARY for name in entry["names"]} | {"page", "period", "warm", "spare"}
 TALKED = {ask.lower().rstrip("?.") for talk in TALKS for ask in talk["asks"]}
 COMMON = [word for word in LEXICON if word not in TERMS | TALKED]
@@ -38,6 +38,11 @@ def explain(source: Source) -> Exchange:
     def draw() -> tuple[str, str, str]:
         entry = source.pick(GLOSSARY)
         name = source.pick(entry["names"])
+        if source.chance(0.08):
+            other = source.pick([one for one in GLOSSARY if one is not entry])
+            first, second = (f"{source.pick(['', _article(n)])}{n}" for n in (name, source.pick(other["names"])))
+            text = dress(source, source.pick(COMPARE).format(a=first, b=second))
+            return _spoken(text), text, f"{entry['text']} {other['text']}"
         if not source.held_out and source.chance(0.15):
             plain = f"What is {_with_article(name)}?"
             return f"{PINNED}{plain}", plain, entry["text"]
@@ -56,6 +61,10 @@ def shrug(source: Source) -> Exchange:
         def filled(holder: re.Match[str]) -> str:
             if holder[1] == "n":
                 return str(source.length(1, 2999))
+            if holder[1] == "g":
+                return str(source.length(10_000, 9_999_999))
+            if holder[1] == "l":
+                return source.pick("abcdefghijklmnopqrstuvwxyz")
             if holder[1] == "m":
                 made_up = source.made_up()
                 return "blorptag" if made_up in TERMS | TALKED else made_up
@@ -68,9 +77,11 @@ def shrug(source: Source) -> Exchange:
 
 
 def _with_article(name: str) -> str:
-    if name in UNCOUNTED:
-        return name
-    return f"an {name}" if name[0] in "aeiouAEIOI" else f"a {name}"
+    return _article(name) + name
+
+
+def _article(name: str) -> str:
+    return "" if name in UNCOUNTED else "an " if name[0] in "aeioAEIO" or name == "understudy" else "a "
 
 
 def _spoken(text: str) -> str:

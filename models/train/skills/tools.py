@@ -18,9 +18,11 @@ from models.train.source import DATA, LEXICON, Source
 TOOLBOX: list[dict[str, Any]] = tomllib.loads((DATA / "tools.toml").read_text(encoding="utf-8"))["tool"]
 VERBS = "get set find add remove update check start stop create delete list open close send read write count move show".split()
 NOUNS = [word for word in LEXICON if 3 <= len(word) <= 9]
-INVENTED_KINDS = ["word", "int 0 9999", "city", "person", "date", "time", "code", "float", "email", "text", "bool", "color"]
+INVENTED_KINDS = ["word", "int 0 9999", "city", "person", "date", "time", "code", "float", "email", "text", "bool", "color", "company", "big"]
 INVENTED_ASKS = ["Use {tool} with {args}.", "Call {tool} with {args}.", "{tool}: {args}", "Run {tool} for {args}.", "{plain}: {args}", "Please {plain} with {args}."]
 INVENTED_ASKS_BARE = ["Use {tool}.", "Call {tool}.", "{plain}, please.", "Run {tool}.", "Please {plain}."]
+RESULT_KINDS = ["word", "int 0 9999", "float", "city", "date", "time", "phrase", "code", "big", "true|false"]
+SUMS = {name for entry in TOOLBOX if entry.get("sums") for name in entry["names"]}
 RESULT_KEYS = "status result value count price temperature sky distance time total name city state id code date unit message".split()
 
 
@@ -68,7 +70,8 @@ def _request(source: Source) -> Exchange:
     if source.chance(0.08) and offer.names:
         more, other = _ask(source, offer)
         if other != call:
-            text, calls = f"{text}{source.pick([' ', ' And ', ' Then: ', chr(10)])}{more}", [call, other]
+            stop = "" if text[-1] in ".?!" else "."
+            text, calls = text + stop + source.pick([" ", " And ", " Then: ", "\n"]) + more, [call, other]
     key = "call " + " ".join(f"{c.name} {json.dumps(c.arguments)}" for c in calls)
     return Exchange("tools", key, asked(text), "", f"I call {' and '.join(c.name for c in calls)}.", tuple(calls), tuple(o.schema for o in offers))
 
@@ -91,7 +94,8 @@ def _known(source: Source, entry: Mapping[str, Any]) -> Offer:
     kinds = {holder: str(param["kind"]) for holder, param in params}
     always = [holder for holder in names if all(f"{{{holder}}}" in re.sub(r"\[.*?\]", "", ask) for ask in entry["asks"])]
     name = source.pick(entry["names"])
-    schema = _schema(source, name, entry["about"], {names[h]: (kinds[h], str(p["about"])) for h, p in params}, [names[h] for h in always])
+    about = source.pick([entry["about"], entry["about"], entry["about"].removesuffix("."), name.replace("_", " ").capitalize()])
+    schema = _schema(source, name, about, {names[h]: (kinds[h], str(p["about"])) for h, p in params}, [names[h] for h in always])
     return Offer(schema, tuple(entry["asks"]), kinds, names, name)
 
 
@@ -105,7 +109,7 @@ def _invented(source: Source) -> Offer:
     shown = source.rng.sample(holders, len(holders))
     joint = source.pick([" and ", ", ", ", "])
     between = source.pick([" ", " ", " = ", "=", ": "])
-    quoted = {"text"} if source.chance(0.7) else set(INVENTED_KINDS) - {"float", "bool", "int 0 9999"}
+    quoted = {"text"} if source.chance(0.7) else set(INVENTED_KINDS) - {"float", "bool", "int 0 9999", "big"}
     args = joint.join(f'{h}{between}"{{{h}}}"' if kinds[h] in quoted else f"{h}{between}{{{h}}}" for h in shown)
     ask = source.pick(INVENTED_ASKS if holders else INVENTED_ASKS_BARE)
     ask = ask.replace("{tool}", name).replace("{args}", args).replace("{plain}", f"{verb} the {noun}")
@@ -120,7 +124,7 @@ def _schema(source: Source, name: str, about: str, params: Mapping[str, tuple[st
         if "|" in kind and kind != "true|false":
             properties[param]["enum"] = kind.split("|")
         if not bare:
-            properties[param]["description"] = described
+            properties[param]["description"] = described if source.chance(0.85) else source.phrase(1, 5).capitalize()
     parameters: dict[str, object] = {"type": "object", "properties": properties}
     if required and not bare:
         parameters["required"] = sorted(required, key=list(params).index)
@@ -135,7 +139,7 @@ def _schema(source: Source, name: str, about: str, params: Mapping[str, tuple[st
 def _json_type(kind: str) -> str:
     if kind == "true|false":
         return "boolean"
-    return "integer" if kind.startswith("int ") else "number" if kind == "float" else "string"
+    return "integer" if kind.startswith("int ") else "number" if kind in ("float", "big") else "string"
 
 
 def _result(source: Source) -> Exchange:
@@ -146,8 +150,8 @@ def _result(source: Source) -> Exchange:
         if source.chance(0.25):
             result = said = str(values.draw(source, "text").text)
         else:
-            keys = source.rng.sample(RESULT_KEYS, source.number(1, 4))
-            drawn = {key: values.draw(source, source.pick(["word", "int 0 9999", "float", "city", "date", "time", "phrase", "code"])) for key in keys}
+            keys = source.rng.sample(RESULT_KEYS if source.chance(0.6) else NOUNS, source.number(1, 4))
+            drawn = {key: values.draw(source, source.pick(RESULT_KINDS)) for key in keys}
             result, said = {key: value.json for key, value in drawn.items()}, ", ".join(f"{key} {value.text}" for key, value in drawn.items())
         results.append(result if isinstance(result, str) else json.dumps(result))
         told.append(f"{call.name} says: {said}")

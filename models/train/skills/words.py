@@ -8,6 +8,7 @@ SPELL = PHRASES["words"]["spell"]
 REVERSE = PHRASES["words"]["reverse"]
 SORT = PHRASES["words"]["sort"]
 TURN = PHRASES["words"]["turn"]
+SORT_NUMBERS = PHRASES["words"]["sort_numbers"]
 SEPARATORS = [", ", ", ", ", ", ", ", " ", "\n", ",", "; "]
 
 
@@ -29,11 +30,22 @@ def reverse(source: Source) -> Exchange:
 
 
 def sort(source: Source) -> Exchange:
-    """Make a request to sort words alphabetically."""
+    """Make a request to sort words alphabetically, now and then numbers by size."""
+    if source.chance(0.1):
+        return _sorted_numbers(source)
     words = source.fresh(lambda: _some_words(source, 10), _list_key)
     text = dress(source, source.pick(SORT).format(l=_listed(source, words)))
     ordered = ", ".join(sorted(words, key=str.lower))
     return Exchange("sorting", _list_key(words), asked(text), ordered, f"Sort: {', '.join(words)}")
+
+
+def _sorted_numbers(source: Source) -> Exchange:
+    size = source.pick([9, 99, 999, 9999])
+    drawn = source.fresh(lambda: [str(source.number(0, size)) for _ in range(source.number(2, 8))], _list_key)
+    numbers = list(dict.fromkeys(drawn))
+    text = dress(source, source.pick(SORT_NUMBERS).format(l=_listed(source, numbers)))
+    ordered = ", ".join(sorted(numbers, key=int))
+    return Exchange("sorting", _list_key(drawn), asked(text), ordered, f"Sort: {', '.join(numbers)}")
 
 
 def _turned(source: Source) -> Exchange:
@@ -74,6 +86,6 @@ def _list_key(words: list[str]) -> str:
 
 def _listed(source: Source, words: list[str]) -> str:
     separator = source.pick(SEPARATORS)
-    if separator == ", " and source.chance(0.2):
+    if separator == ", " and len(words) > 1 and source.chance(0.2):
         return ", ".join(words[:-1]) + " and " + words[-1]
     return separator.join(words)
