@@ -151,8 +151,8 @@ def troupe(prefill: bool) -> Iterator[System]:
             waited = [*command, "status", "--json", "--wait-ready", "30", *state]
             status = json.loads(_said(waited))
             slots = {slot["slot"].removeprefix("bench-"): slot["pid"] for slot in status["slots"]}
-            port = int(status["models"][0]["http"][0].rpartition(":")[2].rstrip("/"))
-            yield System(port, slots | {"supervisor": up.pid, "nats": status["nats"]["pid"]})
+            port = int(status["http"]["bench"].rpartition(":")[2].rstrip("/"))
+            yield System(port, slots | {"supervisor": up.pid, "nats": status["nats_pid"]})
         finally:
             up.send_signal(signal.SIGINT)
             up.wait(60)
