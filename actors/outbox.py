@@ -2,7 +2,8 @@
 
 What the engine's streams emit is appended to a buffer; one flush a turn sends it. Frames that a processor has not
 acknowledged are kept, within a bound, and sent again when it says hello or when we come back to the bus. A processor
-that acknowledges nothing for too long is gone: the owner is told, and aborts what it does for it.
+that is subscribed no longer, or acknowledges nothing for too long, is gone: the owner is told, and aborts what it does
+for it.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ from nats.aio.msg import Msg
 from messages import codec
 from messages.bus import Bus, BusError
 from messages.frames import Finish, Frame, Hello, Item, Receipt
-from messages.subjects import Subjects
+from messages.subjects import Subjects, last_token
 
 log = logging.getLogger("troupe.outbox")
 
@@ -26,16 +27,20 @@ KEPT_FRAMES: Final = 8_192
 KEPT_BYTES: Final = 64 << 20
 FRAME_ITEMS: Final = 4_096
 RESEND_SECONDS: Final = 1.0
+ABSENT_SECONDS: Final = 5.0
 KNOWN_LINKS: Final = 1_024
 
 
 class Link:
     """The way to one processor incarnation: its numbers, and the frames that it has not acknowledged."""
 
-    __slots__ = ("acked", "heard", "items", "kept", "kept_bytes", "seq", "subject")
+    __slots__ = ("absent", "acked", "gone", "heard", "items", "kept", "kept_bytes", "reply", "seq", "subject")
 
-    def __init__(self, subject: str, now: float) -> None:
+    def __init__(self, subject: str, reply: str, now: float) -> None:
         self.subject = subject
+        self.reply = reply
+        self.absent: float | None = None
+        self.gone = False
         self.seq = 0
         self.acked = 0
         self.heard = now
@@ -66,8 +71,8 @@ class Link:
 class Outbox:
     """All the frames of one GPU actor.
 
-    `on_gone` is called with the processor's incarnation when it has not acknowledged for `grace` seconds while the
-    bus was well, or when more is unacknowledged than may be kept.
+    `on_gone` is called with the processor's incarnation when, while the bus was well, it has not acknowledged for
+    `grace` seconds or has not been subscribed for five, or when more is unacknowledged than may be kept.
     """
 
     def __init__(
@@ -79,8 +84,10 @@ class Outbox:
         self._grace = grace
         self._on_gone = on_gone
         self._links: dict[str, Link] = {}
+        self._replies: dict[str, Link] = {}
+        self._inbox = bus.inbox()
         self._dirty: set[str] = set()
-        self._again: deque[tuple[str, bytes]] = deque(maxlen=2 * KEPT_FRAMES)
+        self._again: deque[tuple[Link, bytes]] = deque(maxlen=2 * KEPT_FRAMES)
         self._wake = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
@@ -90,6 +97,7 @@ class Outbox:
     async def open(self) -> None:
         """Listen for acknowledgements."""
         await self._bus.subscribe(self._subjects.ack(self._sender), self._on_receipt)
+        await self._bus.subscribe(f"{self._inbox}.*", self._on_absence)
         self._bus.on_back(self._on_back)
 
     def add(
@@ -98,12 +106,20 @@ class Outbox:
         """Append to the processor's next frame, which goes out at the end of this turn of the loop."""
         link = self._links.get(processor)
         if link is None:
-            link = self._links[processor] = Link(self._subjects.out(processor), time.monotonic())
-            self._prune()
+            link = self._links[processor] = self._new_link(processor)
         link.items.append(Item(request, attempt, position, tokens, finish))
         self._dirty.add(processor)
         self._empty.clear()
         self._wake.set()
+
+    def _new_link(self, processor: str) -> Link:
+        """Make a link; of those to processors that are gone only so many are remembered."""
+        gone = [name for name, link in self._links.items() if link.gone]
+        for name in gone[: max(0, len(gone) - KNOWN_LINKS)]:
+            del self._replies[last_token(self._links.pop(name).reply)]
+        reply = f"{self._inbox}.{processor}"
+        link = self._replies[processor] = Link(self._subjects.out(processor), reply, time.monotonic())
+        return link
 
     async def run(self) -> None:
         """Send what has been added, for ever; the owner's task group runs it."""
@@ -111,7 +127,8 @@ class Outbox:
             await self._wake.wait()
             self._wake.clear()
             while self._again:
-                await self._send(*self._again.popleft())
+                link, data = self._again.popleft()
+                await self._send(link.subject, data, link.reply)
             dirty, self._dirty = self._dirty, set()
             for processor in dirty:
                 await self._flush(processor, self._links[processor])
@@ -127,10 +144,10 @@ class Outbox:
                 return
             await self._send(link.subject, data)
 
-    async def _send(self, subject: str, data: bytes) -> None:
+    async def _send(self, subject: str, data: bytes, reply: str = "") -> None:
         """Publish; what the bus cannot take now is kept anyway and sent again when it is back."""
         try:
-            await self._bus.publish(subject, data)
+            await self._bus.publish(subject, data, reply=reply)
             self.frames_sent += 1
         except BusError as error:
             log.debug("frame not sent now: %s", error)
@@ -146,9 +163,11 @@ class Outbox:
             if not link.kept:
                 continue
             if not self._bus.connected:
-                link.heard = now
+                link.heard, link.absent = now, None
             elif (silent := now - link.heard) > self._grace:
                 self._lose(processor, link, f"no acknowledgement for {silent:.1f} s")
+            elif link.absent is not None and now - link.absent > ABSENT_SECONDS:
+                self._lose(processor, link, f"not subscribed for {now - link.absent:.1f} s")
             elif silent > RESEND_SECONDS:
                 self._resend(link, after=link.acked, limit=1)
 
@@ -156,19 +175,13 @@ class Outbox:
         log.warning("%s is gone: %s", processor, why)
         link.forget(link.seq)
         link.items.clear()
+        link.gone = True
         self._note_empty()
         self._on_gone(processor)
 
     def _note_empty(self) -> None:
         if not any(link.kept or link.items for link in self._links.values()):
             self._empty.set()
-
-    def _prune(self) -> None:
-        while len(self._links) > KNOWN_LINKS:
-            oldest = next((name for name, link in self._links.items() if not link.kept and not link.items), None)
-            if oldest is None:
-                return
-            del self._links[oldest]
 
     async def _on_receipt(self, msg: Msg) -> None:
         try:
@@ -179,12 +192,18 @@ class Outbox:
         link = self._links.get(receipt.receiver)
         if link is None:
             return
-        link.heard = time.monotonic()
+        link.heard, link.absent, link.gone = time.monotonic(), None, False
         link.acked = max(link.acked, receipt.seq)
         link.forget(receipt.seq)
         self._note_empty()
         if isinstance(receipt, Hello):
             self._resend(link, receipt.seq)
+
+    async def _on_absence(self, msg: Msg) -> None:
+        """A frame sent again brought "no responders": nobody is subscribed there at this moment."""
+        link = self._replies.get(last_token(msg.subject))
+        if link is not None and not msg.data and link.absent is None:
+            link.absent = time.monotonic()
 
     def _on_back(self) -> None:
         for link in self._links.values():
@@ -194,5 +213,5 @@ class Outbox:
     def _resend(self, link: Link, after: int, limit: int = KEPT_FRAMES) -> None:
         again = [data for seq, data in link.kept if seq > after][:limit]
         self.frames_resent += len(again)
-        self._again.extend((link.subject, data) for data in again)
+        self._again.extend((link, data) for data in again)
         self._wake.set()

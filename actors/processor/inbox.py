@@ -104,6 +104,10 @@ class Inbox:
 
     def _on_timer(self) -> None:
         self._timer = None
+        self.acknowledge()
+
+    def acknowledge(self) -> None:
+        """Acknowledge now what has been taken in: a drained GPU actor waits for that, also when we leave first."""
         for sender in self._senders.values():
             if sender.acked < sender.last:
                 self._acknowledge(sender)

@@ -208,6 +208,7 @@ class Service:
         """Finish what is there; the doors take nothing new any more."""
         self.draining = True
         await self.journal.empty.wait()
+        self.inbox.acknowledge()
         await self.post.flush()
 
     async def abort(self) -> None:
