@@ -2,15 +2,18 @@
 
 import difflib
 import re
-from typing import Any, Final
+from typing import Any, Final, get_args, get_type_hints
 
 import msgspec
 
 from actors.processor.refusal import RefusalError
+from messages.submit import Message
 
 _UNKNOWN: Final = re.compile(r"Object contains unknown field `(?P<name>[^`]*)`(?: - at `\$\.?(?P<path>[^`]*)`)?")
 _MISSING: Final = re.compile(r"Object missing required field `(?P<name>[^`]*)`(?: - at `\$\.?(?P<path>[^`]*)`)?")
 _WRONG: Final = re.compile(r"(?P<what>.*?)(?: - at `(?:key in )?\$\.?(?P<path>[^`]*)`)?", re.DOTALL)
+
+ROLES: Final[tuple[str, ...]] = get_args(get_type_hints(Message)["role"])
 
 
 def refusal(error: Exception, kind: type[msgspec.Struct], form: str) -> RefusalError:
@@ -31,8 +34,11 @@ def refusal(error: Exception, kind: type[msgspec.Struct], form: str) -> RefusalE
         return RefusalError(400, f"{where}: missing", param=where)
     wrong = _WRONG.fullmatch(text)
     if wrong is None or not wrong["path"]:
-        return RefusalError(400, text)
-    return RefusalError(400, f"{wrong['path']}: {wrong['what'][0].lower()}{wrong['what'][1:]}", param=wrong["path"])
+        return RefusalError(400, f"the body: {text[0].lower()}{text[1:]}")
+    where, what = wrong["path"], wrong["what"]
+    if what.startswith("Invalid enum value") and where.endswith(".role"):
+        what += f"; a role is one of {', '.join(ROLES)}"
+    return RefusalError(400, f"{where}: {what[0].lower()}{what[1:]}", param=where)
 
 
 def id_in(data: bytes, decode: Any) -> str:

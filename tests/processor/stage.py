@@ -1,6 +1,7 @@
 """A processor's service with its doors on a real bus, GPU actors that do what the test says, and plain clients."""
 
 import asyncio
+import io
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -282,7 +283,7 @@ class Stage:
 
     async def post(self, path: str, body: Any, **headers: str) -> tuple[int, Any, Any]:
         """POST; return (status, JSON, headers)."""
-        data = body if isinstance(body, bytes) else msgspec.json.encode(body)
+        data = body if isinstance(body, bytes | io.BytesIO) else msgspec.json.encode(body)
         async with self.session.post(f"{self.http.address}{path}", data=data, headers=headers) as answer:
             return answer.status, await answer.json(), answer.headers
 
@@ -327,10 +328,12 @@ async def raised(url: str, **settings: Any) -> AsyncIterator[Stage]:
             stage.http = HttpDoor(stage.service, "127.0.0.1", 0)
             await stage.http.open()
             await ours.flush()
-            yield stage
-            await stage.http.shut()
-            await stage.http.close()
-            tasks.cancel_scope.cancel()
+            try:
+                yield stage
+            finally:
+                await stage.http.shut()
+                await stage.http.close()
+                tasks.cancel_scope.cancel()
     finally:
         await ours.close()
         await theirs.close()

@@ -1,9 +1,10 @@
 """Bad input at both doors: each its clear error, and no harm to others."""
 
 import asyncio
+import io
+import socket
 from typing import Any
 
-import aiohttp
 import msgspec
 import pytest
 
@@ -25,12 +26,12 @@ BAD: list[tuple[str, Any, int, str | None, str]] = [
     ("chat", b"", 400, None, "not valid JSON"),
     ("chat", b"[1]", 400, None, "expected `object`"),
     ("chat", b'{"messages": [{"role": "user", "content": "\xff\xfe"}]}', 400, None, "not valid JSON"),
-    ("chat", b'{"model": "demo", "messages": [{"role": "user", "content": "\\ud800"}]}', 400, None, "surrogate"),
-    ("chat", b'{"model": "demo", "messages": ' + b"[" * 100_000, 400, None, "not valid JSON"),
+    ("chat", b'{"model": "demo", "messages": [{"role": "user", "content": "\\ud800"}]}', 400, None, "not valid JSON"),
+    ("chat", b'{"model": "demo", "messages": ' + b"[" * 100_000, 400, "messages[0]", "expected `object`"),
     ("chat", CHAT | {"messages": "Hi"}, 400, "messages", "expected `array`"),
     ("chat", CHAT | {"messages": []}, 400, "messages", "length >= 1"),
     ("chat", {"model": "demo"}, 400, "messages", "missing"),
-    ("chat", CHAT | {"messages": [{"role": "king", "content": "x"}]}, 400, "messages[...].role", "king"),
+    ("chat", CHAT | {"messages": [{"role": "king", "content": "x"}]}, 400, "messages[0].role", "one of system, "),
     ("chat", CHAT | {"messages": [{"role": "user"}]}, 400, "messages[0].content", "missing"),
     ("chat", CHAT | {"model": "other"}, 404, "model", "no model 'other' here; there is 'demo'"),
     ("chat", CHAT | {"model": "de*"}, 404, "model", "no model 'de*'"),
@@ -56,7 +57,7 @@ BAD: list[tuple[str, Any, int, str | None, str]] = [
     ("completion", TEXT | {"prompt": []}, 400, "prompt", "empty"),
     ("completion", TEXT | {"prompt": "a" * 9_000}, 400, "prompt", "leaves no room in the context of 4096"),
     ("completion", TEXT | {"prompt": [1, 2, 999_999]}, 400, "prompt", "prompt[2]: token id 999999 is outside"),
-    ("completion", TEXT | {"prompt": [-1]}, 400, "prompt[...]", ">= 0"),
+    ("completion", TEXT | {"prompt": [-1]}, 400, "prompt[0]", ">= 0"),
     ("completion", TEXT | {"prompt": [2**70]}, 400, None, ""),
     ("completion", TEXT | {"prompt": None}, 400, "prompt", "got `null`"),
     ("generate", IDS | {"token_ids": [1, 512]}, 400, "token_ids", "token_ids[1]: token id 512 is outside"),
@@ -75,41 +76,46 @@ async def well(stage: Stage, decode: Gpu) -> None:
     assert job.request == talk.id
     await decode.emit(job, [3], "stop")
     assert isinstance(await talk.last(), Done)
-    assert len(stage.service.journal) == 0
+    assert stage.service.journal.get(talk.id) is None
 
 
 async def test_bad_input_over_nats(stage: Stage) -> None:
     decode = await stage.gpu("decode")
+    wrong = []
     for kind, body, code, field, said in BAD:
         body = body if isinstance(body, bytes) else dict(body)
         talk = await stage.submit(kind, body)
         error = await talk.last()
-        assert isinstance(error, Error)
-        case = (kind, str(body)[:80], error)
-        assert error.code == code, case
-        assert said in error.message, case
-        assert len(talk.answers) == 1, case
-        if field is not None:
-            assert error.param == field, case
-        if isinstance(body, dict) and kind != "embed":
-            assert error.id == body["id"], case
+        if (
+            not isinstance(error, Error)
+            or (error.code, len(talk.answers)) != (code, 1)
+            or said not in error.message
+            or field not in (None, error.param)
+            or (isinstance(body, dict) and kind != "embed" and error.id != body["id"])
+        ):
+            wrong.append((kind, str(body)[:80], error))
+    assert not wrong, "\n".join(map(str, wrong))
     await well(stage, decode)
 
 
 async def test_bad_input_over_http(stage: Stage) -> None:
     decode = await stage.gpu("decode")
     paths = {"chat": "/v1/chat/completions", "completion": "/v1/completions"}
+    wrong = []
     for kind, body, code, field, said in BAD:
         if kind not in paths:
             continue
         status, answer, _ = await stage.post(paths[kind], body)
-        case = (kind, str(body)[:80], answer)
-        assert status == code, case
-        assert said in answer["error"]["message"], case
-        assert set(answer["error"]) == {"message", "type", "param", "code"}
-        assert answer["error"]["type"] == "invalid_request_error", case
-        if field is not None:
-            assert answer["error"]["param"] == field, case
+        error = answer["error"]
+        if (
+            status != code
+            or set(error) != {"message", "type", "param", "code"}
+            or error["type"] != "invalid_request_error"
+            or said not in error["message"]
+            or field not in (None, error["param"])
+        ):
+            wrong.append((kind, str(body)[:80], answer))
+    assert not wrong, "\n".join(map(str, wrong))
     await well(stage, decode)
 
 
@@ -142,7 +148,7 @@ async def test_a_body_of_ten_megabytes(nats_server: NatsServer) -> None:
         await stage.gate(True)
         decode = await stage.gpu("decode")
         body = msgspec.json.encode(TEXT | {"prompt": "x" * 10_000_000})
-        status, answer, _ = await stage.post("/v1/completions", body)
+        status, answer, _ = await stage.post("/v1/completions", io.BytesIO(body))
         assert (status, answer["error"]["code"]) == (413, "too_large")
         assert f"{len(body)} bytes; at most 100000" in answer["error"]["message"]
 
@@ -208,23 +214,28 @@ async def test_long_prompts_are_prepared_off_the_loop_and_bounded(
     assert again.answers == []
 
 
+async def connected(address: str) -> socket.socket:
+    """Connect without anything that would read."""
+    host, port = address.rpartition("//")[2].split(":")
+    raw = socket.socket()
+    raw.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(raw, (host, int(port)))
+    return raw
+
+
 async def test_a_client_on_nats_that_never_reads(stage: Stage) -> None:
     """Its answers pile up at the server, which drops it; the processor and the others go on."""
     decode = await stage.gpu("decode")
-    host, port = stage.bus.urls[0].removeprefix("nats://").split(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    await reader.readline()
-    body = msgspec.json.encode({"token_ids": [1]})
-    writer.write(b'CONNECT {"verbose":false}\r\nSUB lazy 1\r\n')
-    writer.write(b"PUB troupe.v1.submit.demo.generate lazy %d\r\n%s\r\n" % (len(body), body))
-    await writer.drain()
-    job = await decode.got()
-    for _ in range(200):
-        await decode.emit(job, [7] * 4_000)
-    await well(stage, decode)
-    await decode.emit(job, [], "length")
-    await eventually(lambda: len(stage.service.journal) == 0)
-    writer.transport.abort()
+    with await connected(stage.bus.urls[0]) as raw:
+        body = msgspec.json.encode({"token_ids": [1]})
+        words = b'CONNECT {"verbose":false}\r\nSUB lazy 1\r\nPUB troupe.v1.submit.demo.generate lazy %d\r\n%s\r\n'
+        await asyncio.get_running_loop().sock_sendall(raw, words % (len(body), body))
+        job = await decode.got()
+        for _ in range(200):
+            await decode.emit(job, [7] * 4_000)
+        await well(stage, decode)
+        await decode.emit(job, [], "length")
+        await eventually(lambda: len(stage.service.journal) == 0)
 
 
 async def test_a_client_on_http_that_never_reads(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,33 +243,28 @@ async def test_a_client_on_http_that_never_reads(stage: Stage, monkeypatch: pyte
     monkeypatch.setattr("actors.processor.door_http.STALL_SECONDS", 0.3)
     decode = await stage.gpu("decode")
     assert stage.http.address is not None
-    host, port = stage.http.address.removeprefix("http://").split(":")
-    reader, writer = await asyncio.open_connection(host, int(port), limit=1_024)
-    body = msgspec.json.encode(TEXT | {"stream": True})
-    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
-    writer.transport.pause_reading()  # type: ignore[attr-defined]
-    writer.write(head + body)
-    job = await decode.got()
-    for _ in range(400):
-        await decode.emit(job, [7] * 4_000)
-        if not decode.aborts.empty():
-            break
-        await stage.bus.flush()
-    await well(stage, decode)
-    assert (await decode.aborted()).request == job.request
-    assert len(stage.service.journal) == 0
-    writer.transport.abort()
+    with await connected(stage.http.address) as raw:
+        body = msgspec.json.encode(TEXT | {"stream": True})
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+        await asyncio.get_running_loop().sock_sendall(raw, head + body)
+        job = await decode.got()
+        for _ in range(400):
+            await decode.emit(job, [7] * 40_000)
+            if not decode.aborts.empty():
+                break
+            await stage.bus.flush()
+        await well(stage, decode)
+        assert (await decode.aborted()).request == job.request
+        assert len(stage.service.journal) == 0
 
 
 async def test_half_a_request_harms_nobody(stage: Stage) -> None:
     decode = await stage.gpu("decode")
     assert stage.http.address is not None
-    host, port = stage.http.address.removeprefix("http://").split(":")
-    _, writer = await asyncio.open_connection(host, int(port))
-    writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
-    await writer.drain()
-    await well(stage, decode)
-    writer.transport.abort()
+    with await connected(stage.http.address) as raw:
+        half = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{"
+        await asyncio.get_running_loop().sock_sendall(raw, half)
+        await well(stage, decode)
 
 
 @pytest.mark.parametrize(
@@ -274,11 +280,10 @@ async def test_no_such_page(stage: Stage, method: str, path: str, status: int) -
 
 async def test_not_http_at_all(stage: Stage) -> None:
     assert stage.http.address is not None
-    host, port = stage.http.address.removeprefix("http://").split(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(b"\x16\x03\x01 hello\r\n\r\n")
-    async with asyncio.timeout(SECONDS):
-        assert b"400" in await reader.readline()
-    writer.transport.abort()
-    async with aiohttp.ClientSession() as session, session.get(f"{stage.http.address}/health/live") as answer:
+    with await connected(stage.http.address) as raw:
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(raw, b"\x16\x03\x01 hello\r\n\r\n")
+        async with asyncio.timeout(SECONDS):
+            assert b" 400 " in await loop.sock_recv(raw, 100)
+    async with stage.session.get(f"{stage.http.address}/health/live") as answer:
         assert answer.status == 200
