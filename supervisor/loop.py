@@ -183,7 +183,7 @@ class Supervisor:
             nats=self._nats,
             embedded=self._embedded is not None,
             http={alias: base_url(http, self._ports.of[alias]) for alias, http in doors.items()},
-            models={spec.alias: spec.model for spec in self._specs.values()},
+            models={spec.alias: spec.model for spec in self._specs.values() if spec.model},
             ports=self._ports.of,
             started=time.time(),
         )

@@ -32,7 +32,7 @@ class Policy(Struct, frozen=True, kw_only=True):
 
 
 class Spec(Struct, frozen=True, kw_only=True):
-    """One slot as data; `tier` is its place in the order of ending, lowest first."""
+    """One slot as data; `tier` is its place in the order of ending, lowest first; a publisher has no model or alias."""
 
     slot: str
     role: Role
@@ -92,7 +92,7 @@ def _spec(cluster: Cluster, model: Model, slot: Slot, has_gpu: bool) -> Spec:
     return Spec(
         slot=str(slot),
         role=slot.role,
-        alias=slot.alias,
+        alias=model.slug,
         model=model.name,
         tier=FRONT_TO_BACK[slot.role],
         min_ready=part.min_ready,

@@ -41,6 +41,8 @@ def begin(specs: dict[str, Spec], now: float, *, grace: float) -> World:
     """Make the first state: nothing runs, nobody is known, every gate is closed."""
     doors: dict[str, Door] = {}
     for spec in specs.values():
+        if not spec.model:
+            continue
         door = doors.setdefault(spec.alias, Door(model=spec.model, alias=spec.alias, needs={}))
         door.needs[spec.role] = spec.min_ready
     return World(lives=restart.begin(specs, now), roster=Roster(entries={}, grace=grace), doors=doors)

@@ -98,12 +98,12 @@ def _say_how(folder: Folder) -> WhenOpen:
 
     def say_how(record: ClusterRecord, gate: Gate) -> None:
         model = gate.model
-        submit = shlex.join(["troupe", "submit", *state, "--model", model, "Hello!"])
+        submit = shlex.join(["troupe", "submit", *state, "--model", model, "--max-tokens", "40", "Hello!"])
         subject = Subjects(record.cluster).submit(gate.alias, "chat")
         say(f"\n{model} answers now:")
         say(f"  NATS    {', '.join(record.nats.urls)}   subject {subject}")
         if url := record.http.get(gate.alias):
-            body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
+            body = f'{{"model": "{model}", "max_tokens": 40, "messages": [{{"role": "user", "content": "Hello!"}}]}}'
             say(f"  HTTP    {url}/v1")
             say(f"  try     curl {url}/v1/chat/completions -H 'content-type: application/json' -d {shlex.quote(body)}")
         say(f"  {'or  ' if record.http.get(gate.alias) else 'try '}    {submit}")
