@@ -2,8 +2,9 @@
 
 import difflib
 import re
+import socket
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta, Struct, field
@@ -13,6 +14,9 @@ from messages.ids import ROLES, Role, Slot, alias_of, check_token
 Seconds = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=0)]
 Port = Annotated[int, Meta(ge=0, lt=65_536)]
+
+PUBLISHER_LOAD: Final = 60.0
+PUBLISHER_DRAIN: Final = 10.0
 
 
 class ConfigError(Exception):
@@ -113,6 +117,35 @@ class Part(Written, kw_only=True):
     http: Http | None = None
 
 
+class Metrics(Written, kw_only=True):
+    """Where a host's publisher answers Prometheus; a port left out is 9400, or a free one where that is taken."""
+
+    enabled: bool = True
+    host: str = "127.0.0.1"
+    port: Port | None = None
+
+
+class Publisher(Written, kw_only=True):
+    """The publisher, one a host: KV events and load figures of the host's engines, and its metrics.
+
+    `name` stands for the host in the slot `<name>-publisher-0`; left out, it is the host's own. `events: zmq` leaves KV
+    events on the engines' own ZMQ sockets; the engines' registrations say where. `engines: cluster` takes in all
+    engines of the cluster, not only this host's: for containers, each of which is a host of its own.
+    """
+
+    enabled: bool = False
+    name: str | None = None
+    http: Metrics = field(default_factory=Metrics)
+    events: Literal["nats", "zmq"] = "nats"
+    engines: Literal["host", "cluster"] = "host"
+    restart: Restart | None = None
+
+    @property
+    def slot(self) -> Slot:
+        """The slot of this host's publisher."""
+        return Slot(self.name if self.name is not None else alias_of(socket.gethostname()), "publisher", 0)
+
+
 class Limits(Written, kw_only=True):
     """Bounds of a processor: requests held at a closed gate, requests in flight, bytes and seconds of one."""
 
@@ -163,6 +196,7 @@ class Cluster(Written, kw_only=True):
     restart: Restart = field(default_factory=Restart)
     drills: Literal["allowed", "refused"] = "refused"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    publisher: Publisher = field(default_factory=Publisher)
     models: Annotated[list[Model], Meta(min_length=1)]
 
 
@@ -200,6 +234,8 @@ def parse(data: bytes, folder: Path) -> Cluster:
 def check(cluster: Cluster) -> None:
     """Check what types cannot say; raise ConfigError for the first thing that is wrong."""
     _checked_token(cluster.cluster, "cluster")
+    if cluster.publisher.name is not None:
+        _checked_token(cluster.publisher.name, "publisher.name")
     seen: dict[str, str] = {}
     for at, model in enumerate(cluster.models):
         where = f"models[{at}]"
@@ -219,9 +255,10 @@ def _check_model(model: Model, where: str) -> None:
         raise ConfigError(
             f"{where}.cast: there is no decode; every model needs it (without prefill it runs aggregated)"
         )
-    for role in ("encoder", "publisher"):
-        if role in model.cast:
-            raise ConfigError(f"{where}.cast.{role}: this role cannot be cast yet; processor, prefill and decode can")
+    if "encoder" in model.cast:
+        raise ConfigError(f"{where}.cast.encoder: this role cannot be cast yet; processor, prefill and decode can")
+    if "publisher" in model.cast:
+        raise ConfigError(f"{where}.cast.publisher: it belongs to no model; `publisher` beside `models` configures it")
     if model.engine == "sglang" and model.path is None:
         raise ConfigError(f"{where}.path: missing; SGLang needs a model folder or a Hugging Face id")
     if model.engine == "simulated" and model.tokenizer is None and model.path is None:
@@ -237,15 +274,27 @@ def _check_model(model: Model, where: str) -> None:
 
 
 def slots_of(cluster: Cluster) -> dict[str, tuple[Model, Slot]]:
-    """List every slot of a cluster by name, in starting order: what computes first, what admits requests last."""
-    order: tuple[Role, ...] = ("encoder", "prefill", "decode", "publisher", "processor")
-    return {
+    """List every slot of a cluster by name, in starting order: what computes first, what admits requests last.
+
+    The publisher of this host comes after all of them; what stands in for its model has no name.
+    """
+    order: tuple[Role, ...] = ("encoder", "prefill", "decode", "processor")
+    slots = {
         str(slot): (model, slot)
         for model in cluster.models
         for role in order
         if role in model.cast
         for slot in (Slot(model.slug, role, number) for number in range(model.cast[role].count))
     }
+    if cluster.publisher.enabled:
+        slots[str(cluster.publisher.slot)] = (_no_model(cluster.publisher), cluster.publisher.slot)
+    return slots
+
+
+def _no_model(publisher: Publisher) -> Model:
+    """Make what stands where a publisher's model would be: no name, no engine to speak of, and its own part alone."""
+    part = Part(capacity=0, restart=publisher.restart, drain_deadline=PUBLISHER_DRAIN)
+    return Model(name="", alias="", engine="simulated", load_deadline=PUBLISHER_LOAD, cast={"publisher": part})
 
 
 def find_slot(cluster: Cluster, name: str) -> tuple[Model, Slot]:

@@ -79,11 +79,24 @@ class Stage(Struct, kw_only=True, omit_defaults=True):
     detail: str = ""
 
 
+class KvSource(Struct, kw_only=True, omit_defaults=True):
+    """Where one DP rank of an engine publishes its KV events in SGLang's wire format, by ZMQ.
+
+    `endpoint` is a PUB socket, `replay` a ROUTER socket that says again what is asked for, empty if there is none.
+    """
+
+    dp_rank: int = 0
+    endpoint: str
+    replay: str = ""
+
+
 class Registration(Struct, kw_only=True, omit_defaults=True):
     """What a slot's owner says of itself in the registry; the routers and the gate go by it.
 
     `capacity` is the number of requests it takes at once. `bootstrap` is (host, port), prefill's alone. `http` is the
-    address of a processor's door. `block_size` is in tokens, `total_blocks` the KV pool. `started` is wall-clock time.
+    address of a processor's door, or of the publisher's metrics. `block_size` is in tokens, `total_blocks` the KV
+    pool. `started` is wall-clock time. `events` says where KV events are to be had: "nats" (as `kv.<slot>`), "zmq" (at
+    `kv_sources` themselves) or "" for none. `metrics` is the folder on its host with the engine's Prometheus files.
     """
 
     slot: str
@@ -108,6 +121,9 @@ class Registration(Struct, kw_only=True, omit_defaults=True):
     load_seconds: float = 0.0
     stages: dict[str, float] = {}
     started: float = 0.0
+    events: str = ""
+    kv_sources: list[KvSource] = []
+    metrics: str = ""
 
 
 class Child(Struct, array_like=True):
@@ -118,12 +134,23 @@ class Child(Struct, array_like=True):
     cpu_seconds: float
 
 
+class RankLoad(Struct, array_like=True):
+    """How loaded one DP rank is by the engine's own account, which is `age` seconds old; KV use is in blocks."""
+
+    dp_rank: int
+    running: int
+    queued: int
+    kv_used: int
+    kv_total: int
+    age: float = 0.0
+
+
 class Heartbeat(Struct, kw_only=True, omit_defaults=True):
     """The renewal of a lease, with what the routers and the watchers need.
 
     `steps` counts the batch outputs received from the engine; `prefilling` the requests admitted that have no token
     yet, `prefill_tokens` the length of their prompts together; `queued` those that the engine holds back; KV use is in
-    blocks.
+    blocks. `loads` is the engine's own account for each DP rank, where it gives one.
     """
 
     slot: str
@@ -140,6 +167,8 @@ class Heartbeat(Struct, kw_only=True, omit_defaults=True):
     cpu_seconds: float = 0.0
     rss_bytes: int = 0
     children: list[Child] = []
+    loads: list[RankLoad] = []
+    bus_reconnects: int = 0
 
 
 class Event(Struct, kw_only=True, omit_defaults=True):

@@ -112,6 +112,28 @@ class Subjects:
         """Everything that happened."""
         return f"{self._root}.evt.>"
 
+    def kv(self, slot: str) -> str:
+        """KV events of one slot."""
+        return f"{self._root}.kv.{_token(slot)}"
+
+    @property
+    def kvs(self) -> str:
+        """KV events of every slot; the last token is the slot."""
+        return f"{self._root}.kv.*"
+
+    def kv_again(self, slot: str) -> str:
+        """Where a receiver of a slot's KV events asks for them again."""
+        return f"{self._root}.kv.{_token(slot)}.again"
+
+    def load(self, slot: str) -> str:
+        """Load figures of one slot."""
+        return f"{self._root}.load.{_token(slot)}"
+
+    @property
+    def loads(self) -> str:
+        """Load figures of every slot; the last token is the slot."""
+        return f"{self._root}.load.*"
+
     def registration_key(self, role: Role, slot: str) -> str:
         """Key of a slot's registration in the registry bucket."""
         return f"{role}.{_token(slot)}"
@@ -197,6 +219,27 @@ TABLE: Final[tuple[Line, ...]] = (
         "actors, supervisors",
         "supervisors, dashboards, checkers",
         "lifecycle.Event",
+    ),
+    Line(
+        "kv.<slot>",
+        "KV events of its engine, numbered without holes; not with `publisher.events: zmq`",
+        "the publisher of its host",
+        "routers, dashboards",
+        "telemetry.KvEvents",
+    ),
+    Line(
+        "kv.<slot>.again",
+        "“send me what I have missed”: comes to the reply inbox, an empty message last",
+        "routers, dashboards",
+        "the publisher of its host",
+        "telemetry.Again → telemetry.KvEvents …",
+    ),
+    Line(
+        "load.<slot>",
+        "how loaded its engine is, in KV blocks for each DP rank; when it changes",
+        "the publisher of its host",
+        "routers, dashboards",
+        "telemetry.Load",
     ),
 )
 

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from messages import codec, gate, lifecycle, prefork, submit, work
+from messages import codec, gate, lifecycle, prefork, submit, telemetry, work
 from messages.frames import Ack, Finish, Frame, Hello, Item
 from messages.lifecycle import State
 
@@ -50,8 +50,26 @@ MSGPACK: dict[str, Struct] = {
         usage=submit.Usage(prompt_tokens=3, completion_tokens=5, cached_tokens=2),
     ),
     "submit.Error": submit.Error(id="6f1c8d8e", code=503, message="gate closed", retry_after=2.0),
+    "telemetry.KvEvents": telemetry.KvEvents(
+        slot="demo-decode-0",
+        generation=7,
+        dp_rank=1,
+        seq=41,
+        at=1.5,
+        events=[
+            telemetry.Stored(hashes=[-5, 1 << 62], parent=3, tokens=codec.pack_tokens([1, 2]), block_size=1, lora="l"),
+            telemetry.Removed(hashes=[9], medium="CPU_PINNED"),
+            telemetry.Cleared(),
+        ],
+        lost=2,
+        replayed=True,
+    ),
+    "telemetry.Again": telemetry.Again(generation=7, dp_rank=1, start=12),
+    "telemetry.Load": telemetry.Load(
+        slot="demo-decode-0", generation=7, at=1.5, ranks=[lifecycle.RankLoad(0, 3, 1, 40, 2_048, 0.25)]
+    ),
 }
-"""What travels as msgpack: work, frames, and answers to clients that speak it."""
+"""What travels as msgpack: work, frames, telemetry, and answers to clients that speak it."""
 
 JSON: dict[str, Struct] = {
     "submit.Chat": submit.Chat(

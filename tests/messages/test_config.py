@@ -1,13 +1,16 @@
 """Configurations: what is wrong is said with its place and what would be right."""
 
+import socket
 from pathlib import Path
 
 import pytest
 
 from messages import config
 from messages.config import ConfigError
+from messages.ids import alias_of
 
 GOOD = """
+publisher: {enabled: true, name: one}
 models:
   - name: Qwen/Qwen3-0.6B
     path: ./model
@@ -22,6 +25,7 @@ def test_a_good_one_has_its_slots_in_starting_order(tmp_path: Path) -> None:
         "Qwen_Qwen3-0_6B-decode-0",
         "Qwen_Qwen3-0_6B-processor-0",
         "Qwen_Qwen3-0_6B-processor-1",
+        "one-publisher-0",
     ]
     assert cluster.models[0].path == str((tmp_path / "model").resolve())
 
@@ -41,6 +45,9 @@ def test_a_good_one_has_its_slots_in_starting_order(tmp_path: Path) -> None:
         (("    path: ./model\n", ""), "path: missing"),
         (("models:", "cluster: a.b\nmodels:"), "cluster: the name 'a.b' may hold only"),
         (("models:", "models: [}"), "not YAML"),
+        (("name: one", "name: a.b"), "publisher.name: the name 'a.b' may hold only"),
+        (("name: one", "http: {prt: 1}"), "publisher.http.prt: unknown; did you mean 'port'?"),
+        (("decode: {}", "decode: {}, publisher: {}"), "cast.publisher: it belongs to no model"),
     ],
 )
 def test_a_bad_one_says_where_and_what(change: tuple[str, str], said: str, tmp_path: Path) -> None:
@@ -49,8 +56,15 @@ def test_a_bad_one_says_where_and_what(change: tuple[str, str], said: str, tmp_p
     assert said in str(refused.value)
 
 
+def test_the_publisher_is_the_hosts_unless_named_and_can_be_left_out(tmp_path: Path) -> None:
+    cluster = config.parse(GOOD.replace(", name: one", "").encode(), tmp_path)
+    assert list(config.slots_of(cluster))[-1] == f"{alias_of(socket.gethostname())}-publisher-0"
+    cluster = config.parse(GOOD.replace("enabled: true", "enabled: false").encode(), tmp_path)
+    assert not any("publisher" in slot for slot in config.slots_of(cluster))
+
+
 def test_two_models_with_one_alias_are_refused(tmp_path: Path) -> None:
-    other = GOOD.replace("models:\n", "").replace("Qwen/Qwen3-0.6B", "Qwen_Qwen3-0_6B")
+    other = GOOD.partition("models:\n")[2].replace("Qwen/Qwen3-0.6B", "Qwen_Qwen3-0_6B")
     with pytest.raises(ConfigError, match="both have the alias"):
         config.parse((GOOD + other).encode(), tmp_path)
 

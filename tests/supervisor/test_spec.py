@@ -27,19 +27,21 @@ def written(text: bytes, old: bytes = b"", new: bytes = b"") -> bytes:
 
 
 def test_specs_stand_in_starting_order_with_nothing_left_open() -> None:
-    specs = specs_of(parse(SGLANG, ROOT), has_gpu=True)
+    specs = specs_of(parse(b"publisher: {enabled: true, name: host}\n" + SGLANG, ROOT), has_gpu=True)
     assert list(specs) == [
         "Qwen_Demo-prefill-0",
         "Qwen_Demo-prefill-1",
         "Qwen_Demo-decode-0",
         "Qwen_Demo-processor-0",
+        "host-publisher-0",
     ]
     prefill, decode = specs["Qwen_Demo-prefill-1"], specs["Qwen_Demo-decode-0"]
     assert prefill.env == {"A": "part", "B": "model", "CUDA_VISIBLE_DEVICES": "1,2"}
     assert (prefill.spawn, decode.spawn, specs["Qwen_Demo-processor-0"].spawn) == ("prefork", "plain", "plain")
     assert (prefill.policy.period, decode.policy.period) == (300, 7)
     assert prefill.device == "cuda"
-    assert specs["Qwen_Demo-processor-0"].tier < prefill.tier < decode.tier
+    assert specs["Qwen_Demo-processor-0"].tier < prefill.tier < decode.tier < specs["host-publisher-0"].tier
+    assert (specs["host-publisher-0"].model, specs["host-publisher-0"].spawn) == ("", "plain")
 
 
 def test_a_gpu_belongs_to_one_slot() -> None:
