@@ -25,7 +25,8 @@ from messages.submit import Chat, Completion, Done, Error
 log = logging.getLogger("troupe.http")
 
 STALL_SECONDS: Final = 30.0
-UNREAD_BYTES: Final = 65_536
+UNREAD_BYTES: Final = 32_768
+"""Half of where the transport says stop: up to here a write never waits."""
 SHUTDOWN_SECONDS: Final = 1.0
 SSE: Final = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -177,7 +178,7 @@ class HttpDoor:
             if body.stream:
                 usage = body.stream_options is not None and body.stream_options.include_usage
                 return await self._stream(request, reader, job, form, usage, headers)
-            return await self._whole(reader, job, form, headers)
+            return await self._whole(request, reader, job, form, headers)
         finally:
             if not job.over:
                 self._service.cancel(job.id)
@@ -201,12 +202,17 @@ class HttpDoor:
         finally:
             service.release(body)
 
-    async def _whole(self, reader: Reader, job: Job, form: Form, headers: dict[str, str]) -> web.StreamResponse:
+    async def _whole(
+        self, request: web.BaseRequest, reader: Reader, job: Job, form: Form, headers: dict[str, str]
+    ) -> web.StreamResponse:
         while job.last is None:
             await reader.wait()
         if isinstance(job.last, Error):
             return self._failed(job.last, headers)
-        return web.Response(body=form.whole(job.take(), job.last), content_type="application/json", headers=headers)
+        response = web.Response(body=form.whole(job.take(), job.last), content_type="application/json", headers=headers)
+        await response.prepare(request)
+        await self._patiently(request, response.write_eof())
+        return response
 
     async def _stream(
         self,
@@ -236,6 +242,7 @@ class HttpDoor:
             if data:
                 await self._write(request, response, data)
             if last is not None:
+                await self._patiently(request, response.write_eof())
                 return response
 
     async def _write(self, request: web.BaseRequest, response: web.StreamResponse, data: bytes) -> None:
@@ -243,14 +250,19 @@ class HttpDoor:
         transport = request.transport
         if transport is None:
             raise ConnectionResetError("the client is gone")
-        if transport.get_write_buffer_size() < UNREAD_BYTES:
+        if transport.get_write_buffer_size() + len(data) < UNREAD_BYTES:
             await response.write(data)
-            return
+        else:
+            await self._patiently(request, response.write(data))
+
+    async def _patiently(self, request: web.BaseRequest, writing: Awaitable[None]) -> None:
+        """Let something be written that may have to wait for the client to read."""
         try:
             async with asyncio.timeout(STALL_SECONDS):
-                await response.write(data)
+                await writing
         except TimeoutError:
-            transport.abort()
+            if request.transport is not None:
+                request.transport.abort()
             raise ConnectionResetError(f"the client has read nothing for {STALL_SECONDS:g} s") from None
 
     # The rest.

@@ -5,7 +5,8 @@ from typing import ClassVar
 
 import msgspec
 
-from actors.actor import Actor, Ending, Setup
+from actors.actor import Actor, Setup
+from actors.ending import Ending
 from actors.processor.door_http import HttpDoor
 from actors.processor.door_nats import NatsDoor
 from actors.processor.files import FilesError
