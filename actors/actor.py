@@ -12,7 +12,7 @@ import signal
 import socket
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import ClassVar, Final, NoReturn
 
@@ -23,8 +23,11 @@ from anyio.abc import TaskGroup
 from msgspec import Struct
 from nats.aio.msg import Msg
 
+from actors.ending import Ending, cancelled, cause_of, note_exit
+from actors.registrar import Registrar
+from actors.stages import Stages
 from messages import codec, procfs
-from messages.bus import Bucket, Bus, BusError, ServiceError, TakenError, error_headers
+from messages.bus import Bucket, Bus, BusError, ServiceError, error_headers
 from messages.config import Cluster, Model, Nats, Part
 from messages.ids import Role, Slot, incarnation_of, short
 from messages.lifecycle import (
@@ -34,11 +37,8 @@ from messages.lifecycle import (
     Control,
     Event,
     Exit,
-    ExitNote,
     Heartbeat,
     Registration,
-    Stage,
-    StageName,
     State,
 )
 from messages.subjects import Subjects, last_token
@@ -47,15 +47,6 @@ log = logging.getLogger("troupe.actor")
 
 BUS_WAIT: Final = 60.0
 CLOSE_SECONDS: Final = 5.0
-
-
-class Ending(Exception):
-    """The actor must end, with this exit code and for this reason."""
-
-    def __init__(self, code: Exit, reason: str) -> None:
-        super().__init__(reason)
-        self.code = code
-        self.reason = reason
 
 
 class Setup(Struct, frozen=True, kw_only=True):
@@ -91,11 +82,8 @@ class Actor(ABC):
         self.registry: Bucket
         self.gates: Bucket
         self.tasks: TaskGroup
-        self._began = time.monotonic()
-        self._loaded: float | None = None
-        self._stages: dict[str, float] = {}
-        self._revision = 0
-        self._noted = False
+        self.stages = Stages(setup.folder / "stages", setup.generation)
+        self._registrar: Registrar | None = None
         self._terminations = 0
         self._terminated: asyncio.Event
         self._aborted: asyncio.Event
@@ -143,25 +131,23 @@ class Actor(ABC):
     def run(self) -> int:
         """Live from start to end, blocking; return the exit code, which `exit.json` explains."""
         try:
-            code, reason = self._run()
-        except Ending as ending:
-            code, reason = ending.code, ending.reason
-        except KeyboardInterrupt:
-            code, reason = Exit.OK, "interrupted while starting"
+            ending = self._run()
+        except Ending as early:
+            ending = early
         except Exception as error:
             log.exception("failed")
-            code, reason = Exit.INTERNAL, f"{type(error).__name__}: {error}"
-        (log.info if code == Exit.OK else log.error)("exit %d: %s", code, reason)
-        self._note_exit(code, reason)
-        return int(code)
+            ending = Ending(Exit.INTERNAL, f"{type(error).__name__}: {error}")
+        (log.info if ending.code == Exit.OK else log.error)("exit %d: %s", ending.code, ending.reason)
+        note_exit(self.setup.folder, self.generation, ending)
+        return int(ending.code)
 
-    def _run(self) -> tuple[Exit, str]:
+    def _run(self) -> Ending:
         signal.signal(signal.SIGTERM, _stop_loading)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         uvloop.run(self._try_bus())
         signal.signal(signal.SIGALRM, _load_too_long)
         signal.setitimer(signal.ITIMER_REAL, self.part.load_deadline or self.model.load_deadline)
-        self.report("start", "")
+        self.stages.report("start", "")
         self.state = State.LOADING
         self.load()
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -190,7 +176,7 @@ class Actor(ABC):
         except BusError as error:
             raise Ending(Exit.BUS, str(error)) from None
 
-    async def _live(self) -> tuple[Exit, str]:
+    async def _live(self) -> Ending:
         self._terminated = asyncio.Event()
         self._aborted = asyncio.Event()
         self.take_signals()
@@ -203,28 +189,33 @@ class Actor(ABC):
                 ending = await self._wind_down()
                 self.tasks.cancel_scope.cancel()
         except BaseExceptionGroup as group:
-            ending = _cause(group)
+            ending = cause_of(group)
         await self._end(ending)
-        return ending.code, ending.reason
+        return ending
 
     async def _become_ready(self) -> None:
-        self.report("warm_up", "")
+        self.stages.report("warm_up", "")
         await self.warm_up()
+        if self._terminated.is_set():
+            raise Ending(Exit.OK, "stopped while loading")
         self.registry = await self.bus.bucket(self.subjects.registry_bucket)
         self.gates = await self.bus.bucket(self.subjects.gate_bucket)
+        self._registrar = registrar = Registrar(
+            self.registry, self.subjects, self.role, self.slot, self.generation, self.registration
+        )
         await self.change(State.REGISTERING)
-        await self._register()
+        await registrar.register()
         await self.bus.subscribe(self.subjects.controls(self.slot), self._on_control)
         await self.open()
         await self.bus.announce(f"troupe-{self.role}", {"slot": self.slot, "generation": str(self.generation)})
         await self.bus.flush()
         await self.change(State.READY)
         self.bus.on_lost(self._on_bus_lost)
-        self.bus.on_back(lambda: self.own(self._register))
+        self.bus.on_back(lambda: self.own(registrar.restore))
         self.own(self._beat)
-        self.own(self._watch_generation)
-        stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.stage_lengths().items())
-        log.info("ready after %.1f s (%s)", self._loading_seconds(), stages)
+        self.own(registrar.watch)
+        stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.stages.lengths.items())
+        log.info("ready after %.1f s (%s)", self.stages.total, stages)
 
     async def _wind_down(self) -> Ending:
         """Drain within the deadline; a second SIGTERM, or the deadline, aborts what is left."""
@@ -237,7 +228,7 @@ class Actor(ABC):
         if drained.done():
             drained.result()
             return Ending(Exit.OK, "drained")
-        await _cancelled(drained)
+        await cancelled(drained, CLOSE_SECONDS)
         await self.abort()
         if self._aborted.is_set():
             return Ending(Exit.ABORTED, "a second SIGTERM cut the drain short")
@@ -246,8 +237,9 @@ class Actor(ABC):
     async def _end(self, ending: Ending) -> None:
         """Leave in good order, however we got here; each step is bounded and none can stop the others."""
         state = State.STOPPED if ending.code == Exit.OK else State.FAILED
-        self._note_exit(ending.code, ending.reason)
-        for step in (self._leave_registry, lambda: self.change(state, ending.reason), self.close, self.bus.close):
+        note_exit(self.setup.folder, self.generation, ending)
+        leave = self._registrar.leave if self._registrar is not None else _nothing
+        for step in (leave, lambda: self.change(state, ending.reason), self.close, self.bus.close):
             try:
                 async with asyncio.timeout(CLOSE_SECONDS if self.bus.connected else 1.0):
                     await step()
@@ -263,9 +255,9 @@ class Actor(ABC):
                 raise AssertionError(f"{self.slot} cannot go from {self.state} to {state}")
         self.state = state
         if state is State.READY:
-            self._loaded = time.monotonic()
-        if state in (State.READY, State.DRAINING):
-            await self._update_registration()
+            self.stages.end()
+        if state in (State.READY, State.DRAINING) and self._registrar is not None:
+            await self._registrar.update()
         await self._publish_state(self.bus, state, reason)
 
     async def _publish_state(self, bus: Bus, state: State, reason: str) -> None:
@@ -277,11 +269,9 @@ class Actor(ABC):
             generation=self.generation,
             reason=reason,
             planned=self._terminations > 0,
-            detail={"stages": self.stage_lengths()} if state == State.READY else {},
+            detail={"stages": self.stages.lengths} if state == State.READY else {},
         )
         await bus.publish(self.subjects.event("actor", self.slot), codec.to_json(event))
-
-    # Registration: compare-and-set throughout, so that an older life can never overwrite a newer one.
 
     def plain_registration(self) -> Registration:
         """What every role registers."""
@@ -295,55 +285,10 @@ class Actor(ABC):
             model=self.model.name,
             alias=self.model.slug,
             capacity=self.part.capacity,
-            load_seconds=round(self._loading_seconds(), 3),
-            stages=self.stage_lengths(),
+            load_seconds=round(self.stages.total, 3),
+            stages=self.stages.lengths,
             started=time.time(),
         )
-
-    async def _register(self) -> None:
-        key = self.subjects.registration_key(self.role, self.slot)
-        value = codec.to_json(self.registration())
-        try:
-            newest = await self.registry.get(self.subjects.generation_key(self.slot))
-            if newest is not None and int(newest[0]) > self.generation:
-                raise Ending(Exit.REGISTER, f"{self.slot} is at generation {int(newest[0])} by now; this life is over")
-            there = await self.registry.get(key)
-            if there is None:
-                self._revision = await self.registry.create(key, value)
-                return
-            other = codec.from_json(there[0], Registration)
-            if other.generation > self.generation:
-                raise Ending(Exit.REGISTER, f"{short(self.slot, other.generation)} is registered; this life is over")
-            self._revision = await self.registry.update(key, value, there[1])
-        except TakenError:
-            raise Ending(Exit.REGISTER, f"somebody else registered {self.slot} at the same moment") from None
-        except (BusError, msgspec.DecodeError) as error:
-            raise Ending(Exit.REGISTER, f"cannot register {self.slot}: {error}") from None
-
-    async def _update_registration(self) -> None:
-        key = self.subjects.registration_key(self.role, self.slot)
-        try:
-            self._revision = await self.registry.update(key, codec.to_json(self.registration()), self._revision)
-        except TakenError:
-            raise Ending(Exit.REGISTER, f"the registration of {self.slot} was taken away") from None
-
-    async def _leave_registry(self) -> None:
-        if self._revision:
-            with contextlib.suppress(TakenError):
-                await self.registry.delete(self.subjects.registration_key(self.role, self.slot), self._revision)
-
-    async def _watch_generation(self) -> None:
-        """End as soon as a newer life of this slot is about to start."""
-        newest = asyncio.Event()
-
-        def see(value: bytes | None) -> None:
-            if value is not None and int(value) > self.generation:
-                newest.set()
-
-        key = self.subjects.generation_key(self.slot)
-        self.own(lambda: self.registry.keep(key, lambda all: see(all.get(key)), lambda _, value: see(value)))
-        await newest.wait()
-        raise Ending(Exit.REGISTER, "a newer life of this slot has begun")
 
     # Background work.
 
@@ -375,7 +320,8 @@ class Actor(ABC):
         while True:
             self.tick()
             if self.bus.connected:
-                await self.bus.publish(subject, codec.to_json(self.heartbeat()))
+                with contextlib.suppress(BusError):
+                    await self.bus.publish(subject, codec.to_json(self.heartbeat()))
             await asyncio.sleep(HEARTBEAT_PERIOD)
 
     def _on_bus_lost(self) -> None:
@@ -421,10 +367,12 @@ class Actor(ABC):
         return await self.control(verb, asked)
 
     async def _respond(self, msg: Msg, payload: bytes, headers: dict[str, str] | None = None) -> None:
+        """Answer, if an answer is wanted; where NATS is away, whoever asked will ask again."""
         if msg.reply:
-            await self.bus.publish(msg.reply, payload, headers=headers)
+            with contextlib.suppress(BusError):
+                await self.bus.publish(msg.reply, payload, headers=headers)
 
-    # Signals, stages, exit.
+    # Signals.
 
     def take_signals(self) -> None:
         """Make SIGTERM ours; called again by engines that install handlers of their own."""
@@ -435,46 +383,9 @@ class Actor(ABC):
         self._terminations += 1
         (self._terminated if self._terminations == 1 else self._aborted).set()
 
-    def report(self, stage: StageName, detail: str) -> None:
-        """Note the begin of a stage of loading, and tell whoever reads the slot's pipe."""
-        now = time.monotonic() - self._began
-        self._stages[stage] = now
-        line = codec.to_json(Stage(generation=self.generation, stage=stage, seconds=round(now, 3), detail=detail))
-        with contextlib.suppress(OSError):
-            pipe = os.open(self.setup.folder / "stages", os.O_WRONLY | os.O_NONBLOCK)
-            try:
-                os.write(pipe, line + b"\n")
-            finally:
-                os.close(pipe)
 
-    def _loading_seconds(self) -> float:
-        """How long this life took until it was ready, or has taken so far."""
-        return (time.monotonic() if self._loaded is None else self._loaded) - self._began
-
-    def stage_lengths(self) -> dict[str, float]:
-        """How long each stage of loading took, in seconds; the last one until now while it goes on."""
-        begins = list(self._stages.items())
-        ends = [begin for _, begin in begins[1:]] + [self._loading_seconds()]
-        return {name: round(end - begin, 3) for (name, begin), end in zip(begins, ends, strict=True)}
-
-    def _note_exit(self, code: Exit, reason: str) -> None:
-        """Say in `exit.json` why we end: a supervisor that is not our parent sees no exit code."""
-        if self._noted:
-            return
-        self._noted = True
-        path = self.setup.folder / "exit.json"
-        with contextlib.suppress(OSError):
-            spare = path.with_suffix(".new")
-            spare.write_bytes(codec.to_json(ExitNote(generation=self.generation, code=int(code), reason=reason)))
-            spare.replace(path)
-
-
-async def _cancelled(task: "asyncio.Future[None]") -> None:
-    """Cancel until it has ended: nats-py swallows a cancellation that meets it while it flushes."""
-    deadline = time.monotonic() + CLOSE_SECONDS
-    while not task.done() and time.monotonic() < deadline:
-        task.cancel()
-        await asyncio.wait({task}, timeout=0.1)
+async def _nothing() -> None:
+    return
 
 
 def _stop_loading(signum: int, frame: object) -> NoReturn:
@@ -483,22 +394,3 @@ def _stop_loading(signum: int, frame: object) -> NoReturn:
 
 def _load_too_long(signum: int, frame: object) -> NoReturn:
     raise Ending(Exit.LOAD_DEADLINE, "loading took longer than its deadline")
-
-
-def _cause(group: BaseExceptionGroup[BaseException]) -> Ending:
-    """Find out of what failed (nested groups included) why the actor ends: an ending if there is one."""
-    failures = list(_flat(group))
-    for failure in failures:
-        if isinstance(failure, Ending):
-            return failure
-    log.error("failed", exc_info=failures[0])
-    code = Exit.BUS_LOST if isinstance(failures[0], BusError) else Exit.INTERNAL
-    return Ending(code, f"{type(failures[0]).__name__}: {failures[0]}")
-
-
-def _flat(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
-    for failure in group.exceptions:
-        if isinstance(failure, BaseExceptionGroup):
-            yield from _flat(failure)
-        else:
-            yield failure

@@ -18,7 +18,8 @@ import msgspec
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from actors.actor import Actor, Ending, Setup
+from actors.actor import Actor, Setup
+from actors.ending import Ending
 from actors.engines.choose import make_engine
 from actors.engines.engine import (
     ConfigurationError,
@@ -81,7 +82,7 @@ class Worker(Actor):
     def load(self) -> None:
         """Load the engine."""
         try:
-            self._info = self._engine.load(self.report)
+            self._info = self._engine.load(self.stages.report)
         except ConfigurationError as error:
             raise Ending(Exit.CONFIG, str(error)) from error
         except LoadError as error:

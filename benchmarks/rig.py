@@ -44,9 +44,9 @@ def _url(server: subprocess.Popen[str]) -> str:
 
 
 def cpu(pid: int) -> float:
-    """CPU seconds of a process and all below it."""
-    family = [procfs.process(member) for member in [pid, *procfs.descendants(pid)]]
-    return sum(member.cpu_seconds for member in family if member is not None)
+    """CPU seconds of one process; 0 if it is gone."""
+    process = procfs.process(pid)
+    return process.cpu_seconds if process is not None else 0.0
 
 
 def percentile(values: Sequence[float], share: float) -> float:
