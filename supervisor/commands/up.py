@@ -93,11 +93,16 @@ async def _run(supervisor: Supervisor) -> Code:
 
 
 def _say_how(folder: Folder) -> WhenOpen:
-    """Make what is called when a gate opens: it says how to talk to the model."""
+    """Make what is called when a gate opens: the first time it says how to talk to the model."""
     state = [] if folder.root == Path(DEFAULT_STATE).resolve() else ["--state", str(folder.root)]
+
+    said: set[str] = set()
 
     def say_how(record: ClusterRecord, gate: Gate) -> None:
         model = gate.model
+        if model in said:
+            return
+        said.add(model)
         submit = shlex.join(["troupe", "submit", *state, "--model", model, "--max-tokens", "40", "Hello!"])
         subject = Subjects(record.cluster).submit(gate.alias, "chat")
         say(f"\n{model} answers now:")

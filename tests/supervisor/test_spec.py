@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from messages.config import ConfigError, parse
+from messages.config import ConfigError, parse, read
 from supervisor.spec import check_files, specs_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,6 +42,13 @@ def test_specs_stand_in_starting_order_with_nothing_left_open() -> None:
     assert prefill.device == "cuda"
     assert specs["Qwen_Demo-processor-0"].tier < prefill.tier < decode.tier < specs["host-publisher-0"].tier
     assert (specs["host-publisher-0"].model, specs["host-publisher-0"].spawn) == ("", "plain")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_configuration_that_comes_with_troupe_is_well(path: Path) -> None:
+    cluster = read(path)
+    check_files(cluster)
+    assert {spec.role for spec in specs_of(cluster, has_gpu=False).values()} >= {"processor", "decode"}
 
 
 def test_a_gpu_belongs_to_one_slot() -> None:
