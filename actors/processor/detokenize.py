@@ -37,12 +37,17 @@ class Pieces:
         self.shown = whole and [b"" if at in special else piece for at, piece in enumerate(whole)]
 
     @classmethod
-    def of(cls, coder: Coder, decoder: dict[str, Any] | None, size: int) -> "Pieces":
-        """Make the table of a tokenizer by the `decoder` of its file, for ids below `size`."""
+    def of(
+        cls, coder: Coder, decoder: dict[str, Any] | None, size: int, marks: frozenset[str] = frozenset()
+    ) -> "Pieces":
+        """Make the table of a tokenizer by the `decoder` of its file, for ids below `size`.
+
+        `marks` are tokens that are shown in any case, because somebody reads them in the text.
+        """
         steps = _steps(decoder)
         kinds = {step.get("type") for step in steps}
         added = coder.get_added_tokens_decoder()
-        special = {at for at, token in added.items() if token.special}
+        special = {at for at, token in added.items() if token.special and token.content not in marks}
         if not kinds & {"ByteLevel", "ByteFallback", "Metaspace"}:
             return cls(coder, None, special)
         replaced = [_replacement(step) for step in steps if step.get("type") in {"Replace", "Metaspace"}]

@@ -88,8 +88,13 @@ class Intake:
 
     def prepare(self, body: Body) -> Asked:
         """Make the prompt and check everything; may run in a thread. Raises RefusalError 400."""
+        parser = None
         if isinstance(body, Chat):
-            prompt = self._chat(body)
+            rendered = self._render(body)
+            prompt = self._encode(rendered, special=False, where="messages")
+            parser = parsers.make(
+                self._model.reasoning_parser, self._model.tool_call_parser if _tools(body) else None, rendered
+            )
             asked_tokens = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
         elif isinstance(body, Completion):
             prompt = self._completion(body)
@@ -103,9 +108,6 @@ class Intake:
         most = self._room(prompt, asked_tokens, where)
         stops = _stops(body.stop)
         self._check_ids(body.stop_token_ids or [], "stop_token_ids")
-        parser = None
-        if isinstance(body, Chat):
-            parser = parsers.make(self._model.reasoning_parser, self._model.tool_call_parser if body.tools else None)
         timeout = min(body.timeout or self._limits.timeout, self._limits.timeout)
         asked = Asked(
             id=body.id,
@@ -121,17 +123,16 @@ class Intake:
             self._resume(body, asked)
         return asked
 
-    def _chat(self, body: Chat) -> list[int]:
+    def _render(self, body: Chat) -> str:
         messages = [_as_template_has_it(message, at) for at, message in enumerate(body.messages)]
         if self._template.text is None or "developer" not in self._template.text:
             for message in messages:
                 if message["role"] == "developer":
                     message["role"] = "system"
-        tools = None
-        if body.tools and body.tool_choice != "none":
-            tools = [msgspec.to_builtins(tool) for tool in body.tools]
-        text = self._template.render(messages, tools=tools, extra=body.chat_template_kwargs)
-        return self._encode(text, special=False, where="messages")
+        if body.tool_choice not in (None, "none", "auto"):
+            why = "tool_choice: a call cannot be forced here, for want of grammars; 'auto' and 'none' can be had"
+            raise RefusalError(400, why, param="tool_choice")
+        return self._template.render(messages, tools=_tools(body), extra=body.chat_template_kwargs)
 
     def _completion(self, body: Completion) -> list[int]:
         if isinstance(body.prompt, str):
@@ -196,8 +197,8 @@ class Intake:
         assert body.resume is not None
         received = body.resume.token_ids
         self._check_ids(received, "resume.token_ids")
-        if len(received) >= asked.sampling.max_tokens:
-            message = f"resume.token_ids: {len(received)} tokens are all that was asked for; there is nothing to resume"
+        if len(received) > (most := asked.sampling.max_tokens):
+            message = f"resume.token_ids: {len(received)} tokens are more than the {most} that may come"
             raise RefusalError(400, message, param="resume.token_ids")
         asked.before = body.resume.attempt
         asked.received = received
@@ -222,6 +223,12 @@ def _stops(stop: str | list[str] | None) -> list[str]:
             message = f"stop: a stop string of {len(text)} characters; at most {MOST_CHARACTERS} are taken"
             raise RefusalError(400, message, param="stop")
     return stops
+
+
+def _tools(body: Chat) -> list[dict[str, Any]] | None:
+    if not body.tools or body.tool_choice == "none":
+        return None
+    return [msgspec.to_builtins(tool) for tool in body.tools]
 
 
 def _length(message: Message) -> int:

@@ -184,6 +184,20 @@ class Job:
             resumed=self.resumed,
         )
 
+    def last_word_again(self) -> Done | None:
+        """Make the last word of a stream that its client has in full: only the word itself was lost on the way."""
+        sampling, tokens = self.asked.sampling, self.tokens
+        if not tokens:
+            return None
+        if self.stopped or (tokens[-1] in sampling.stop_token_ids and not sampling.ignore_eos):
+            last = self.done("stop")
+        elif len(tokens) >= sampling.max_tokens:
+            last = self.done("length")
+        else:
+            return None
+        self.take()
+        return last
+
     def error(self, code: int, message: str, retry_after: float | None = None) -> Error:
         """Make the last word of a request that did not end well."""
         return Error(id=self.id, code=code, message=message, attempt=self.attempt, retry_after=retry_after)

@@ -7,6 +7,7 @@ import msgspec
 
 from actors.actor import Actor, Setup
 from actors.ending import Ending
+from actors.processor import parsers
 from actors.processor.door_http import HttpDoor
 from actors.processor.door_nats import NatsDoor
 from actors.processor.files import FilesError
@@ -14,9 +15,10 @@ from actors.processor.intake import Intake
 from actors.processor.service import Service
 from actors.processor.template import Template
 from actors.processor.tokenizer import Tokenizer
+from messages.bus import ServiceError
 from messages.config import Http
 from messages.ids import Role
-from messages.lifecycle import Exit, Heartbeat, Registration
+from messages.lifecycle import Control, Exit, Heartbeat, Registration
 
 
 class Processor(Actor):
@@ -34,7 +36,9 @@ class Processor(Actor):
     def load(self) -> None:
         """Read the tokenizer and the chat template; what is wrong with them no restart can mend."""
         try:
-            tokenizer = Tokenizer(self.model.tokenizer or self.model.path or "")
+            read = self.model.reasoning_parser is not None or self.model.tool_call_parser is not None
+            marks = parsers.MARKS if read else frozenset()
+            tokenizer = Tokenizer(self.model.tokenizer or self.model.path or "", marks)
             template = Template.load(tokenizer.folder, tokenizer.settings, tokenizer.special, self.model.chat_template)
             self._intake = Intake(self.model, tokenizer, template)
         except (FilesError, ValueError) as error:
@@ -80,6 +84,12 @@ class Processor(Actor):
             in_flight=len(self._service.journal),
             queued=len(self._service.line),
         )
+
+    def ping(self, asked: Control) -> str:
+        """Say that we are here; a client names the request of which it has heard nothing for a while."""
+        if asked.request and not self._service.has(asked.request):
+            raise ServiceError(404, f"request {asked.request} is not here, or not any more")
+        return super().ping(asked)
 
     async def drain(self) -> None:
         """Shut the doors, finish what is there."""

@@ -142,14 +142,24 @@ class Service:
     def begin(self, asked: Asked, sink: Sink) -> Job:
         """Accept a request: from here on it is ours and gets its last word. Raises RefusalError 429 or 503."""
         job = Job(asked, sink, self.loop.time())
-        self.line.admit(job)
+        last = job.last_word_again()
+        if last is None:
+            self.line.admit(job)
         self.journal.begin(job)
-        self.post.send(
-            self._subjects.own(job.id),
-            codec.to_msgpack(Own(request=job.id, attempt=job.attempt, owner=self._incarnation)),
-        )
+        self._claim(job)
         sink.accepted(job)
+        if last is not None:
+            self.journal.end(job, last)
         return job
+
+    def _claim(self, job: Job) -> None:
+        """Tell the other processors that a job is ours."""
+        claim = Own(request=job.id, attempt=job.claim, owner=self._incarnation)
+        self.post.send(self._subjects.own(job.id), codec.to_msgpack(claim))
+
+    def has(self, request: str) -> bool:
+        """Whether a request is ours and has not had its last word."""
+        return request in self._preparing or self.journal.get(request) is not None
 
     def cancel(self, request: str) -> None:
         """The client wants no more."""
@@ -181,9 +191,12 @@ class Service:
             return
         if own.owner == self._incarnation:
             return
-        if own.attempt > job.attempt or (own.attempt == job.attempt and own.owner < self._incarnation):
+        if own.attempt > job.claim or (own.attempt == job.claim and own.owner < self._incarnation):
             log.info("request %s is %s's now, at attempt %d", job.id, own.owner, own.attempt)
             self.journal.leave(job)
+        else:
+            # A client that had not heard of us has asked again, and whoever took it then has not heard our claim.
+            self._claim(job)
 
     def _on_lost(self, seat: Seat) -> None:
         self.dispatcher.lost(seat)

@@ -20,10 +20,11 @@ class Tokenizer:
 
     `vocab_size` counts the ids that the model knows (its embedding's rows; 0 where no file says so), `context_length`
     is in tokens (0: not known), `eos` the ids that end an answer, `special` the named special tokens as templates
-    get them, `sampling` the defaults of generation_config.json. Raises FilesError when the files are not usable.
+    get them, `sampling` the defaults of generation_config.json. `marks` are tokens that detokenising shows in any case.
+    Raises FilesError when the files are not usable.
     """
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: str, marks: frozenset[str] = frozenset()) -> None:
         self.folder: Path = find_folder(where)
         path = self.folder / "tokenizer.json"
         try:
@@ -44,7 +45,7 @@ class Tokenizer:
         )
         self.eos = self._eos(generation, config)
         self.sampling = {name: generation[name] for name in SAMPLING_NAMES if generation.get(name) is not None}
-        self.pieces = Pieces.of(self._coder, read_json(path).get("decoder"), max(self.size, self.vocab_size))
+        self.pieces = Pieces.of(self._coder, read_json(path).get("decoder"), max(self.size, self.vocab_size), marks)
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         """Turn text into ids, with the special tokens that the tokenizer puts around a text if `special`.

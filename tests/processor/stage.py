@@ -12,6 +12,7 @@ import anyio
 import msgspec
 from nats.aio.msg import Msg
 
+from actors.processor import parsers
 from actors.processor.door_http import HttpDoor
 from actors.processor.door_nats import NatsDoor
 from actors.processor.intake import Intake
@@ -235,7 +236,7 @@ class Stage:
         self.service: Service
         self.nats: NatsDoor
         self.http: HttpDoor
-        self.tokenizer = Tokenizer(TINY)
+        self.tokenizer = Tokenizer(TINY, parsers.MARKS)
         self.session: aiohttp.ClientSession
 
     async def gpu(self, role: Role, index: int = 0, generation: int = 1, act: Act = accept, capacity: int = 8) -> Gpu:

@@ -53,6 +53,7 @@ BAD: list[tuple[str, Any, int, str | None, str]] = [
     ("chat", CHAT | {"stop": "x" * 2_000}, 400, "stop", "2000 characters; at most 1024"),
     ("chat", CHAT | {"id": "mine"}, 400, "id", "'mine' is no UUID"),
     ("chat", CHAT | {"stop_token_ids": [512]}, 400, "stop_token_ids", "outside the vocabulary of 512"),
+    ("chat", CHAT | {"tool_choice": "required"}, 400, "tool_choice", "cannot be forced"),
     ("completion", TEXT | {"prompt": ""}, 400, "prompt", "empty"),
     ("completion", TEXT | {"prompt": []}, 400, "prompt", "empty"),
     ("completion", TEXT | {"prompt": "a" * 9_000}, 400, "prompt", "leaves no room in the context of 4096"),
@@ -64,7 +65,13 @@ BAD: list[tuple[str, Any, int, str | None, str]] = [
     ("generate", IDS | {"token_ids": []}, 400, "token_ids", "length >= 1"),
     ("generate", IDS | {"token_ids": [0] * 4_096}, 400, "token_ids", "a prompt of 4096 tokens leaves no room"),
     ("generate", IDS | {"resume": {"attempt": 1, "token_ids": [900]}}, 400, "resume.token_ids", "outside"),
-    ("generate", IDS | {"max_tokens": 1, "resume": {"attempt": 1, "token_ids": [9]}}, 400, "resume.token_ids", "all"),
+    (
+        "generate",
+        IDS | {"max_tokens": 1, "resume": {"attempt": 1, "token_ids": [9, 9]}},
+        400,
+        "resume.token_ids",
+        "more",
+    ),
     ("embed", {"input": "x"}, 400, None, "no kind of request 'embed'"),
 ]
 

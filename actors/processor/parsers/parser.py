@@ -11,8 +11,9 @@ Parsed = tuple[str, str, list[ToolCall]]
 class Parser(Protocol):
     """Reads one stream; what it gives depends on the characters alone, however they are cut."""
 
-    called: bool
-    """Whether there has been a tool call."""
+    @property
+    def called(self) -> bool:
+        """Whether there has been a tool call."""
 
     def push(self, text: str) -> Parsed:
         """Take the next text and give what is certain now."""
