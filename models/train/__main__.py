@@ -1,4 +1,4 @@
-"""Trains a model from nothing: `python -m models.train chat --device cuda`, or `--smoke` to see in a minute that all parts run."""
+"""Trains a model from nothing: `python -m models.train chat --device cuda`; `--smoke` shows that all parts run."""
 
 import argparse
 import json
@@ -30,10 +30,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m models.train", description=__doc__)
     parser.add_argument("model", choices=["chat"], help="which model to train")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    parser.add_argument("--out", type=Path, help="folder to write (default: models/troupe-small-chat; with --smoke there is none)")
+    parser.add_argument(
+        "--out", type=Path, help="folder to write (default: models/troupe-small-chat; with --smoke there is none)"
+    )
     parser.add_argument("--seed", default="0", help="the same seed gives the same data (default: 0)")
     parser.add_argument("--steps", type=int, help=f"training steps (default: {FULL.steps})")
-    parser.add_argument("--smoke", action="store_true", help="a tiny run on a tiny model: shows that all parts work together")
+    parser.add_argument(
+        "--smoke", action="store_true", help="a tiny run on a tiny model: shows that all parts work together"
+    )
     given = parser.parse_args()
     if given.smoke and given.out is None:
         parser.error("--smoke needs --out FOLDER, so that it cannot overwrite the real weights")
@@ -59,7 +63,7 @@ def train(plan: Plan, device: str, folder: Path, seed: str, *, smoke: bool) -> N
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
     if device == "cuda":
-        # Copying a batch is too little for many threads, and their spinning takes the cores from those who make the data.
+        # Copying a batch is too little for many threads: they would spin, on the cores of those who make the data.
         torch.set_num_threads(1)
     shape = Shape(num_hidden_layers=2) if smoke else Shape()
     model = ChatModel(shape)
@@ -73,7 +77,8 @@ def train(plan: Plan, device: str, folder: Path, seed: str, *, smoke: bool) -> N
         points.append(point)
         worst = min(point.accuracy, key=point.accuracy.__getitem__)
         mean = sum(point.accuracy.values()) / len(point.accuracy)
-        print(f"step {point.step}: {point.seconds:.0f} s, loss {point.loss:.4f}, right {mean:.3f}, worst {worst} {point.accuracy[worst]:.3f}", flush=True)
+        shares = f"right {mean:.3f}, worst {worst} {point.accuracy[worst]:.3f}"
+        print(f"step {point.step}: {point.seconds:.0f} s, loss {point.loss:.4f}, {shares}", flush=True)
 
     try:
         made = batches.training_batches(words, seed, plan.batch, plan.steps, processes)

@@ -1,4 +1,4 @@
-"""Packing conversations into batches of one fixed size, in as many processes as there are cores, always in the same order.
+"""Packing conversations into batches of one size, in as many processes as there are cores, always in the same order.
 
 Batch number i depends on the seed and on i alone, so a run sees the same data however many processes make it.
 """
@@ -8,7 +8,7 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +19,13 @@ from models.train.examples import Conversation
 from models.train.source import Source
 from models.train.template import rendered
 
+Int16: TypeAlias = npt.NDArray[np.int16]
+Int32: TypeAlias = npt.NDArray[np.int32]
+Float32: TypeAlias = npt.NDArray[np.float32]
+
 LONGEST = 4096
 DOCUMENTS_PER_TOKEN = 1 / 96
-"""The most that a batch may hold; the average document has 230 tokens. Each one costs attention time, even an empty one."""
+"""The most that a batch may hold; the average document has 200 tokens. Even an empty one costs attention time."""
 AHEAD = 4
 """Batches made in advance, for each process."""
 
@@ -37,15 +41,15 @@ class Document(NamedTuple):
 class Batch(NamedTuple):
     """Documents one after another, `size` tokens in all; the last document is padding, of no weight."""
 
-    tokens: npt.NDArray[np.int16]
-    positions: npt.NDArray[np.int16]
-    weights: npt.NDArray[np.float32]
+    tokens: Int16
+    positions: Int16
+    weights: Float32
     """Of predicting the token after this one. A long answer weighs more than a short one, by the root of its length."""
-    starts: npt.NDArray[np.int32]
+    starts: Int32
     """Where each document starts, then `size` until the array is full: the form that packed attention reads."""
-    document: npt.NDArray[np.int32]
+    document: Int32
     """The number of the document that a token belongs to."""
-    skills: npt.NDArray[np.int16]
+    skills: Int16
     """The skill of each document, -1 for padding."""
 
 
@@ -54,32 +58,38 @@ class Encoder:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        self.end = tokenizer.token_to_id("<|im_end|>")
-        self.padding = tokenizer.token_to_id("<|endoftext|>")
+        self.end: int = tokenizer.token_to_id("<|im_end|>")
+        self.padding: int = tokenizer.token_to_id("<|endoftext|>")
         self._letters: dict[str, list[int]] = {}
 
     def documents(self, conversations: Sequence[Conversation]) -> list[Document]:
         """Encode conversations; what is too long for the context is left out."""
         texts = [rendered(conversation) for conversation in conversations]
         asked = self.tokenizer.encode_batch_fast([text[0] for text in texts])
-        before = self.tokenizer.encode_batch_fast([text[1] if c.last.letterwise else text[1] + text[2] for c, text in zip(conversations, texts, strict=True)])
+        before = self.tokenizer.encode_batch_fast(
+            [text[1] if c.last.letterwise else text[1] + text[2] for c, text in zip(conversations, texts, strict=True)]
+        )
         documents = []
         for conversation, text, given, said in zip(conversations, texts, asked, before, strict=True):
             answer = said.ids
             if conversation.last.letterwise:
                 answer = answer + [token for letter in text[2] for token in self._letter(letter)]
             if len(given.ids) + len(answer) < LONGEST:
-                documents.append(Document([*given.ids, *answer, self.end], len(given.ids), mixture.NAMES.index(conversation.skill)))
+                documents.append(
+                    Document([*given.ids, *answer, self.end], len(given.ids), mixture.NAMES.index(conversation.skill))
+                )
         return documents
 
     def pack(self, documents: Sequence[Document], size: int) -> Batch:
         """Lay documents one after another. Raises ValueError when they need more than `size` tokens."""
         if (used := sum(len(document.tokens) for document in documents)) > size:
             raise ValueError(f"{used} tokens do not fit into a batch of {size}")
-        tokens = np.full(size, self.padding, np.int16)
-        positions, weights = np.zeros(size, np.int16), np.zeros(size, np.float32)
-        starts = np.full(most_documents(size) + 1, size, np.int32)
-        number, skills = np.full(size, len(documents), np.int32), np.full(most_documents(size), -1, np.int16)
+        tokens: Int16 = np.full(size, self.padding, np.int16)
+        positions: Int16 = np.zeros(size, np.int16)
+        weights: Float32 = np.zeros(size, np.float32)
+        starts: Int32 = np.full(most_documents(size) + 1, size, np.int32)
+        number: Int32 = np.full(size, len(documents), np.int32)
+        skills: Int16 = np.full(most_documents(size), -1, np.int16)
         at = 0
         for index, document in enumerate(documents):
             length, answer = len(document.tokens), len(document.tokens) - document.asked

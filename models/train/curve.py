@@ -1,4 +1,4 @@
-"""The learning curve as an SVG: for each skill the share of held-out answers that came out whole, against the tokens seen."""
+"""The learning curve as an SVG: the share of held-out answers that came out whole, against the tokens seen."""
 
 from collections.abc import Sequence
 from html import escape
@@ -6,7 +6,10 @@ from typing import Protocol
 
 WIDTH, HEIGHT = 860, 430
 LEFT, TOP, RIGHT, BOTTOM = 56, 40, 640, 372
-COLORS = "#4269d0 #efb118 #ff725c #6cc5b0 #3ca951 #ff8ab7 #a463f2 #97bbf5 #9c6b4e #9498a0 #1b6e53 #b5179e #7f5539".split()
+TITLE = "Held-out answers that came out whole, by millions of tokens trained on"
+COLORS = (
+    "#4269d0 #efb118 #ff725c #6cc5b0 #3ca951 #ff8ab7 #a463f2 #97bbf5 #9c6b4e #9498a0 #1b6e53 #b5179e #7f5539".split()
+)
 
 
 class Measured(Protocol):
@@ -24,13 +27,15 @@ def draw(points: Sequence[Measured]) -> str:
         raise ValueError("a learning curve needs at least one point")
     most = points[-1].tokens
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="12">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
+        'font-family="sans-serif" font-size="12">',
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
-        f'<text x="{LEFT}" y="22" font-size="14">Held-out answers that came out whole, by millions of tokens trained on</text>',
+        f'<text x="{LEFT}" y="22" font-size="14">{TITLE}</text>',
     ]
     for tenth in range(0, 11, 2):
         y = _y(tenth / 10)
-        parts.append(f'<path d="M{LEFT} {y}H{RIGHT}" stroke="#ddd"/><text x="{LEFT - 8}" y="{y + 4}" text-anchor="end">{tenth * 10} %</text>')
+        parts.append(f'<path d="M{LEFT} {y}H{RIGHT}" stroke="#ddd"/>')
+        parts.append(f'<text x="{LEFT - 8}" y="{y + 4}" text-anchor="end">{tenth * 10} %</text>')
     for fifth in range(6):
         x = _x(most * fifth / 5, most)
         parts.append(f'<text x="{x}" y="{BOTTOM + 20}" text-anchor="middle">{most * fifth / 5e6:.0f}</text>')

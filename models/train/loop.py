@@ -63,10 +63,16 @@ class Trainer:
     def __init__(self, model: ChatModel, device: torch.device, *, compiled: bool) -> None:
         self.model, self.device = model.to(device), device
         self.optimizer = Optimizer(self.model.named_parameters(), fused=device.type == "cuda")
-        self._loss: Callable[..., Tensor] = torch.compile(self._plain_loss, dynamic=False) if compiled else self._plain_loss
-        self._likeliest: Callable[..., Tensor] = torch.compile(self._plain_likeliest, dynamic=False) if compiled else self._plain_likeliest
+        self._loss: Callable[..., Tensor] = (
+            torch.compile(self._plain_loss, dynamic=False) if compiled else self._plain_loss
+        )
+        self._likeliest: Callable[..., Tensor] = (
+            torch.compile(self._plain_likeliest, dynamic=False) if compiled else self._plain_likeliest
+        )
 
-    def train(self, batches: Iterable[Batch], steps: int, held_out: list[Batch], every: int, report: Callable[[Point], None]) -> None:
+    def train(
+        self, batches: Iterable[Batch], steps: int, held_out: list[Batch], every: int, report: Callable[[Point], None]
+    ) -> None:
         """Take a step for each batch. Reports every `every` steps and at the end, with the accuracies then."""
         tests = [OnDevice(batch, self.device) for batch in held_out]
         began, seen = time.monotonic(), 0
@@ -82,18 +88,25 @@ class Trainer:
                 lost = float(running)
                 report(Point(step, seen, round(time.monotonic() - began, 2), round(lost, 5), self.accuracy(tests)))
 
-    @torch.no_grad()
+    @torch.no_grad()  # type: ignore[untyped-decorator]
     def accuracy(self, tests: list[OnDevice]) -> dict[str, float]:
         """Return for each skill the share of held-out answers that come out whole."""
         right = torch.zeros(len(mixture.NAMES), device=self.device)
         total = torch.zeros_like(right)
         for test in tests:
-            wrong = (self._likeliest(test.tokens, test.positions, test.starts) != test.tokens.roll(-1)) & (test.weights > 0)
-            missed = torch.zeros(len(test.skills) + 1, device=self.device).index_add_(0, test.document, wrong.float())[:-1]
+            wrong = (self._likeliest(test.tokens, test.positions, test.starts) != test.tokens.roll(-1)) & (
+                test.weights > 0
+            )
+            missed = torch.zeros(len(test.skills) + 1, device=self.device).index_add_(0, test.document, wrong.float())[
+                :-1
+            ]
             real = test.skills >= 0
             total.index_add_(0, test.skills[real], torch.ones_like(missed)[real])
             right.index_add_(0, test.skills[real], (missed == 0).float()[real])
-        return {name: round(share, 4) for name, share in zip(mixture.NAMES, (right / total.clamp(min=1)).tolist(), strict=True)}
+        return {
+            name: round(share, 4)
+            for name, share in zip(mixture.NAMES, (right / total.clamp(min=1)).tolist(), strict=True)
+        }
 
     def _plain_loss(self, tokens: Tensor, positions: Tensor, weights: Tensor, starts: Tensor) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):

@@ -5,13 +5,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from models.train.examples import Conversation, Exchange, Message, Tool
+from models.train.phrasing import PHRASES
 from models.train.skills import arithmetic, copying, counting, shapes, talk, tools, words
 from models.train.source import Source
 
-SYSTEMS = [
-    "You are a helpful assistant.", "You are a helpful assistant", "You are troupe-small-chat.", "Be brief.", "You are a friendly model.", "Answer the user's questions.", "You are a small model that comes with Troupe.",
-    "You are an AI assistant. Answer shortly and correctly.", "Help the user.", "You are a careful assistant that never makes mistakes.", "Today is a good day. You are here to help.", "You are a helpful, honest and harmless assistant.",
-]  # fmt: skip
+SYSTEMS = PHRASES["systems"]["said"]
 TOOL_SKILLS = ("tools", "tool results")
 
 
@@ -68,7 +66,11 @@ def conversation(source: Source, name: str, *, turns: int | None = None) -> Conv
         offered = ()
     system: list[Message] = []
     if source.chance(0.3):
-        said = source.pick(SYSTEMS) if source.chance(0.7) else f"You are {source.pick(['a', 'the', 'my'])} {source.phrase(1, 4)}."
+        said = (
+            source.pick(SYSTEMS)
+            if source.chance(0.7)
+            else f"You are {source.pick(['a', 'the', 'my'])} {source.phrase(1, 4)}."
+        )
         system = [{"role": "system", "content": said}]
     thinking = skill.thinking if skill.thinking is not None else source.chance(0.5)
     return Conversation(name, (*system, *before, *last.messages), offered, thinking, last)
@@ -83,5 +85,14 @@ def _might_serve(exchange: Exchange, offered: tuple[Tool, ...]) -> bool:
         return False
     asked = set(request.lower().replace("?", " ").replace(".", " ").split())
     about = " ".join(f"{tool['function']['name']} {tool['function'].get('description', '')}" for tool in offered)
-    served = set(about.lower().replace("_", " ").replace(".", " ").split()) - {"the", "a", "in", "of", "an", "is", "to", "and"}
+    served = set(about.lower().replace("_", " ").replace(".", " ").split()) - {
+        "the",
+        "a",
+        "in",
+        "of",
+        "an",
+        "is",
+        "to",
+        "and",
+    }
     return bool(asked & served)

@@ -5,6 +5,7 @@ Source of the architecture: Transformers' `Qwen3ForCausalLM`; a test compares th
 
 import math
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +46,7 @@ class Shape:
         }
 
 
-class Norm(nn.Module):
+class Norm(nn.Module):  # type: ignore[misc]
     """Root mean square norm."""
 
     def __init__(self, size: int, epsilon: float) -> None:
@@ -59,7 +60,7 @@ class Norm(nn.Module):
         return (wide * self.weight).to(x.dtype)
 
 
-class Attention(nn.Module):
+class Attention(nn.Module):  # type: ignore[misc]
     """Attention over the documents of a batch, each on its own."""
 
     def __init__(self, shape: Shape) -> None:
@@ -81,7 +82,7 @@ class Attention(nn.Module):
         return self.o_proj(attend(q, k.to(q.dtype), v.to(q.dtype), starts, longest).reshape(tokens, -1))
 
 
-class Layer(nn.Module):
+class Layer(nn.Module):  # type: ignore[misc]
     """One decoder layer."""
 
     def __init__(self, shape: Shape) -> None:
@@ -103,7 +104,7 @@ class Layer(nn.Module):
         return x + self.mlp["down_proj"](F.silu(self.mlp["gate_proj"](y)) * self.mlp["up_proj"](y))
 
 
-class ChatModel(nn.Module):
+class ChatModel(nn.Module):  # type: ignore[misc]
     """The whole model: token ids of a packed batch in, logits out."""
 
     def __init__(self, shape: Shape) -> None:
@@ -117,7 +118,7 @@ class ChatModel(nn.Module):
             }
         )
 
-    @torch.no_grad()
+    @torch.no_grad()  # type: ignore[untyped-decorator]
     def initialise(self, generator: torch.Generator) -> None:
         """Draw the first weights. What adds to the residual stream starts at zero, so that training starts smoothly."""
         for name, weight in self.named_parameters():
@@ -159,10 +160,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, longest: int) -> Ten
             raise TypeError("varlen_attn gave more than was asked for")
         return out
     bounds = sorted(set(starts.tolist()))
-    parts = [
-        F.scaled_dot_product_attention(
-            *(t[low:high].transpose(0, 1)[None] for t in (q, k, v)), is_causal=True
-        )[0].transpose(0, 1)
-        for low, high in zip(bounds, bounds[1:], strict=False)
-    ]
+    parts = []
+    for low, high in pairwise(bounds):
+        one, other, third = (t[low:high].transpose(0, 1)[None] for t in (q, k, v))
+        parts.append(F.scaled_dot_product_attention(one, other, third, is_causal=True)[0].transpose(0, 1))
     return torch.cat(parts)

@@ -30,9 +30,11 @@ class Optimizer:
             else:
                 others.append(parameter)
         self.momentum = {shape: torch.zeros(len(p), *shape, device=p[0].device) for shape, p in self.stacks.items()}
-        self.adam = torch.optim.AdamW(others, lr=OTHER_RATE, betas=(0.9, 0.98), eps=1e-10, weight_decay=0.0, fused=fused)
+        self.adam = torch.optim.AdamW(
+            others, lr=OTHER_RATE, betas=(0.9, 0.98), eps=1e-10, weight_decay=0.0, fused=fused
+        )
 
-    @torch.no_grad()
+    @torch.no_grad()  # type: ignore[untyped-decorator]
     def step(self, share: float) -> None:
         """Apply the gradients at this share of the highest rates, then forget them."""
         for shape, parameters in self.stacks.items():
@@ -53,7 +55,7 @@ class Optimizer:
 
 
 def orthogonal(stack: Tensor) -> Tensor:
-    """Return the nearest orthogonal matrices, roughly, by five Newton-Schulz rounds in bf16. Shape: (many, rows, columns)."""
+    """Return the nearest orthogonal matrices, roughly, by Newton-Schulz in bf16. Shape: (many, rows, columns)."""
     a, b, c = COEFFICIENTS
     x = stack.bfloat16()
     tall = x.shape[-2] > x.shape[-1]

@@ -7,7 +7,17 @@ from models.train.source import DATA, Source
 
 PHRASES: Final[dict[str, dict[str, list[str]]]] = tomllib.loads((DATA / "phrases.toml").read_text(encoding="utf-8"))
 
-BEFORE = ["Please ", "Can you ", "Could you ", "Could you please ", "Would you ", "Now ", "Please, ", "I want you to ", "Can you please "]
+BEFORE = [
+    "Please ",
+    "Can you ",
+    "Could you ",
+    "Could you please ",
+    "Would you ",
+    "Now ",
+    "Please, ",
+    "I want you to ",
+    "Can you please ",
+]
 GREETED = ["Hi! ", "Hello, ", "Hey, ", "Ok, ", "Hello! ", "Hi, ", "So, ", "Well, "]
 
 

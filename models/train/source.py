@@ -18,7 +18,26 @@ DATA = Path(__file__).parent / "data"
 HELD_OUT_ONE_IN = 16
 PINNED = "train:"
 CONSONANTS = ["b", "c", "d", "f", "g", "h", "j", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w", "z"]
-ONSETS = [*CONSONANTS, "br", "ch", "cl", "dr", "fl", "gr", "kr", "pl", "qu", "sh", "sk", "sl", "st", "th", "tr", "x", "y"]
+ONSETS = [
+    *CONSONANTS,
+    "br",
+    "ch",
+    "cl",
+    "dr",
+    "fl",
+    "gr",
+    "kr",
+    "pl",
+    "qu",
+    "sh",
+    "sk",
+    "sl",
+    "st",
+    "th",
+    "tr",
+    "x",
+    "y",
+]
 VOWELS = ["a", "e", "i", "o", "u", "a", "e", "i", "o", "ai", "ea", "ee", "ie", "oo", "ou", "y"]
 CODAS = ["", "", "", "l", "m", "n", "r", "s", "t", "x", "ck", "ng", "rd", "st"]
 

@@ -1,4 +1,4 @@
-"""The chat template in Python, for speed: what `data/chat_template.jinja` makes of a conversation, and the right answer after it.
+"""The chat template in Python, for speed: what `data/chat_template.jinja` makes of a conversation, and the answer.
 
 A test holds the two together. Training renders some hundred thousand conversations a minute, which Jinja cannot.
 """

@@ -1,16 +1,32 @@
-"""Values of every kind that tools and JSON records ask for: what stands in the request, and what must stand in the answer."""
+"""Values of every kind that tools and JSON records ask for: as the request has them, and as the answer must."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 from models.train.source import PROPER, Source
 
-COLORS = "red blue green yellow purple violet pink brown black white grey orange golden silver turquoise crimson".split()
+COLORS = (
+    "red blue green yellow purple violet pink brown black white grey orange golden silver turquoise crimson".split()
+)
 CURRENCIES = "EUR USD GBP CHF JPY SEK NOK DKK PLN CZK CAD AUD euros dollars pounds francs yen crowns".split()
 LANGUAGES = PROPER[-12:]
 COUNTRIES = PROPER[: PROPER.index("Wales") + 1]
-ROOMS = ["kitchen", "bedroom", "bathroom", "living room", "garage", "hall", "office", "cellar", "attic", "dining room", "garden"]
-UNITS = "meters kilometers miles feet inches yards kilograms grams pounds ounces liters gallons celsius fahrenheit".split()
+ROOMS = [
+    "kitchen",
+    "bedroom",
+    "bathroom",
+    "living room",
+    "garage",
+    "hall",
+    "office",
+    "cellar",
+    "attic",
+    "dining room",
+    "garden",
+]
+UNITS = (
+    "meters kilometers miles feet inches yards kilograms grams pounds ounces liters gallons celsius fahrenheit".split()
+)
 ENDINGS = ["com", "org", "net", "de", "io", "example"]
 FILE_ENDINGS = ["txt", "md", "py", "log", "json", "csv", "yaml", "pdf"]
 
@@ -84,7 +100,9 @@ def _host(source: Source) -> Value:
 
 
 def _address(source: Source) -> Value:
-    return _same(f"{source.number(1, 200)} {source.word().capitalize()} {source.pick(['Street', 'Road', 'Avenue', 'Lane'])}")
+    return _same(
+        f"{source.number(1, 200)} {source.word().capitalize()} {source.pick(['Street', 'Road', 'Avenue', 'Lane'])}"
+    )
 
 
 def _text(source: Source) -> Value:

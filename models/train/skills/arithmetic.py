@@ -15,8 +15,16 @@ def make(source: Source) -> Exchange:
     ask = source.pick(ADD if plus else SUBTRACT)
     text = dress(source, ask.format(a=first, b=second), order=ask[0] in "ACSTW" and not ask.startswith("What"))
     result = first + second if plus else first - second
-    plan = f"{first} {'+' if plus else '-'} {second}\n" + (add_by_columns(first, second) if plus else subtract_by_columns(first, second))
-    return Exchange("arithmetic", _key((first, second, plus)), asked(text), f"{first} {'+' if plus else '-'} {second} = {result}", plan)
+    plan = f"{first} {'+' if plus else '-'} {second}\n" + (
+        add_by_columns(first, second) if plus else subtract_by_columns(first, second)
+    )
+    return Exchange(
+        "arithmetic",
+        _key((first, second, plus)),
+        asked(text),
+        f"{first} {'+' if plus else '-'} {second} = {result}",
+        plan,
+    )
 
 
 def add_by_columns(first: int, second: int) -> str:
@@ -26,7 +34,10 @@ def add_by_columns(first: int, second: int) -> str:
         one, other = first // 10**place % 10, second // 10**place % 10
         total = one + other + carry
         carried = f" + {carry}" if carry else ""
-        lines.append(f"{PLACES[place]}: {one} + {other}{carried} = {total}, write {total % 10}" + (", carry 1" if total > 9 else ""))
+        lines.append(
+            f"{PLACES[place]}: {one} + {other}{carried} = {total}, write {total % 10}"
+            + (", carry 1" if total > 9 else "")
+        )
         carry = total // 10
     if carry:
         lines.append(f"{PLACES[len(lines)]}: write 1")
@@ -45,7 +56,10 @@ def subtract_by_columns(first: int, second: int) -> str:
         borrowed = f" - {borrow}" if borrow else ""
         short = one - other - borrow < 0
         digit = (one - other - borrow) % 10
-        lines.append(f"{PLACES[place]}: {one + 10 if short else one} - {other}{borrowed} = {digit}, write {digit}" + (", borrow 1" if short else ""))
+        lines.append(
+            f"{PLACES[place]}: {one + 10 if short else one} - {other}{borrowed} = {digit}, write {digit}"
+            + (", borrow 1" if short else "")
+        )
         borrow = int(short)
     return "\n".join(lines)
 

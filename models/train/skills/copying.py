@@ -1,20 +1,31 @@
-"""Copying a passage, up to some 1,200 tokens, whatever stands in it: prose, numbers, names, odd characters, code, lists."""
+"""Copying a passage of up to some 1,900 tokens, whatever stands in it: prose, numbers, names, odd characters, code."""
+
+import tomllib
+from typing import Any
 
 from models.train import values
 from models.train.examples import Exchange, asked
 from models.train.phrasing import PHRASES
-from models.train.source import Source
+from models.train.source import DATA, Source
 
 ASK, AFTER, QUOTED = PHRASES["copying"]["ask"], PHRASES["copying"]["after"], PHRASES["copying"]["quoted"]
 LONGEST = 420
-FORMS = [
-    "The {w} {w} {w} the {w}.", "{p} {w} a {w} {w} in {c}.", "In {c}, {p} and {p} {w} {n} {w}.", "There were {n} {w} {w} and one {w}.", "{w} {w} {w} {w}.", "It was {w}, {w} and {w}.",
-    "Why did the {w} {w}?", "\"{w} the {w}!\" said {p}.", "{p} said: \"The {w} is {w}.\"", "On {d} at {t} the {w} will {w}.", "{m} {m} {m}.", "{w} = {n} + {n};", "if {w} > {n}: {w}()", "- {w} {w}", "{n}. {w}: {w}",
-    "{f} {w}", "The {w} (a {w} {w}) costs {f} {y}.", "Write to {e}.", "{m}, {w}, {m}; {w}", "{k} {n} {k}", "{w}-{w}/{w}_{w}", "{u} {w} {u}", "{p}'s {w} isn't {w}.", "See {h} for {w}.", "He {w} the {w}, but she {w} it again.", "{w}, {w}! {n} {u}", "Oh {w}! {w}? Yes{z} {w}.", "{w}{z}{w}{z}{w}", "{z}{w}{z} {n}{z}{n}", "{w} {w}! {w} {w}!", "{m}! {m}? {m}... {m}", "{w} {u}{n}{z}",
-]  # fmt: skip
-KINDS = {"p": "person", "c": "city", "d": "date", "t": "time", "f": "float", "y": "currency", "e": "email", "k": "code", "h": "path", "n": "int 0 9999"}
-MARKS = [". ", ", ", "; ", ": ", "! ", "? ", "...", "!", "?", ";", ":", ",", " - ", "-", "/", "(", ")", "'", "!!", "?!", " & ", "#", "%", "$", "*", "+", "=", "<", ">", "[", "]", "{", "}", "|"]
-ODD = "äöüßéèàçñøåæœžščřıłđ€£¥§°±×÷µΩπλσабвгдежзийклмнопрстαβγδεζηθ日本語中文字한국어→←↑↓✓✗★☆♪😀🚀🎭🙂#$%&*+<>=@^~|\\`{}[]()"
+PASSAGES: dict[str, Any] = tomllib.loads((DATA / "passages.toml").read_text(encoding="utf-8"))
+FORMS: list[str] = PASSAGES["forms"]
+MARKS: list[str] = PASSAGES["marks"]
+ODD: str = PASSAGES["odd"]
+KINDS = {
+    "p": "person",
+    "c": "city",
+    "d": "date",
+    "t": "time",
+    "f": "float",
+    "y": "currency",
+    "e": "email",
+    "k": "code",
+    "h": "path",
+    "n": "int 0 9999",
+}
 
 
 def make(source: Source) -> Exchange:

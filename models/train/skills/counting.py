@@ -14,7 +14,10 @@ UP = PHRASES["counting"]["up"]
 DOWN = PHRASES["counting"]["down"]
 STEPS = PHRASES["counting"]["steps"]
 PARITY = PHRASES["counting"]["parity"]
-SMALL = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
+SMALL = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen"
+).split()
 TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 
 
@@ -27,7 +30,11 @@ class Count(NamedTuple):
 
     def numbers(self) -> range:
         """Return the numbers to be said."""
-        return range(self.first, self.last + 1, self.step) if self.last >= self.first else range(self.first, self.last - 1, -self.step)
+        return (
+            range(self.first, self.last + 1, self.step)
+            if self.last >= self.first
+            else range(self.first, self.last - 1, -self.step)
+        )
 
 
 def make(source: Source) -> Exchange:
@@ -73,13 +80,31 @@ def _key(count: Count) -> str:
 def _draw(source: Source) -> Count:
     while True:
         amount = source.length(2, MOST_NUMBERS if source.chance(0.7) else 30)
-        step = 1 if source.chance(0.5) else source.pick([2, 3, 4, 5, 5, 6, 7, 8, 9, 10, 10, 11, 12, 15, 20, 25, 50, 100, source.number(2, 99)])
-        low = source.pick([1, 1, 1, 0, source.number(2, 99), source.number(2, 99), source.number(100, 999), source.number(0, 2000), source.number(1000, 9999)])
+        step = (
+            1
+            if source.chance(0.5)
+            else source.pick([2, 3, 4, 5, 5, 6, 7, 8, 9, 10, 10, 11, 12, 15, 20, 25, 50, 100, source.number(2, 99)])
+        )
+        low = source.pick(
+            [
+                1,
+                1,
+                1,
+                0,
+                source.number(2, 99),
+                source.number(2, 99),
+                source.number(100, 999),
+                source.number(0, 2000),
+                source.number(1000, 9999),
+            ]
+        )
         high = low + step * (amount - 1)
         if high > 9999:
             continue
         if source.chance(0.25):
-            return _bounded(Count(high, low if step == 1 or source.chance(0.6) else max(0, low - source.number(0, step - 1)), step)) or _draw(source)
+            return _bounded(
+                Count(high, low if step == 1 or source.chance(0.6) else max(0, low - source.number(0, step - 1)), step)
+            ) or _draw(source)
         if source.chance(0.25) and high > 50:
             high = round(high, -1 if high < 500 else -2)
         elif step > 1 and source.chance(0.4):

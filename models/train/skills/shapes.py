@@ -12,7 +12,20 @@ from models.train.source import DATA, LEXICON, Source
 
 RECORDS: list[dict[str, Any]] = tomllib.loads((DATA / "records.toml").read_text(encoding="utf-8"))["record"]
 BEFORE, AFTER, KEYS = PHRASES["json"]["before"], PHRASES["json"]["after"], PHRASES["json"]["keys"]
-FREE_KINDS = ["word", "int 0 9999", "city", "person", "date", "time", "code", "float", "color", "phrase", "list", "email"]
+FREE_KINDS = [
+    "word",
+    "int 0 9999",
+    "city",
+    "person",
+    "date",
+    "time",
+    "code",
+    "float",
+    "color",
+    "phrase",
+    "list",
+    "email",
+]
 
 
 def make(source: Source) -> Exchange:
@@ -22,7 +35,7 @@ def make(source: Source) -> Exchange:
 
 def _draw(source: Source) -> Exchange:
     free = source.chance(0.35)
-    record = {"fields": _invented(source)} if free else source.pick(RECORDS)
+    record: dict[str, Any] = {"fields": _invented(source)} if free else source.pick(RECORDS)
     fields = record["fields"]
     sentences: list[str] = []
     found: dict[str, values.Value] = {}
@@ -73,7 +86,10 @@ def _named(source: Source, wanted: list[str]) -> str:
     if source.chance(0.3):
         listed = ", ".join(names)
     many = "s" if len(names) > 1 else ""
-    return source.pick(["", f"the key{many} ", f"key{many} ", f"the field{many} ", f"field{many} ", f"the key{many} "]) + listed
+    return (
+        source.pick(["", f"the key{many} ", f"key{many} ", f"the field{many} ", f"field{many} ", f"the key{many} "])
+        + listed
+    )
 
 
 def _shape(source: Source, wanted: dict[str, object]) -> str:
@@ -87,7 +103,7 @@ def _shape(source: Source, wanted: dict[str, object]) -> str:
     if style < 0.4:
         return json.dumps({key: _empty(value) for key, value in wanted.items()})
     if style < 0.55:
-        return json.dumps({key: "..." for key in wanted})
+        return json.dumps(dict.fromkeys(wanted, "..."))
     names = {key: _type_name(value, short=style > 0.85) for key, value in wanted.items()}
     if style < 0.7:
         return json.dumps(names)
@@ -111,4 +127,12 @@ def _type_name(value: object, *, short: bool) -> str:
 
 
 def _empty(value: object) -> object:
-    return False if isinstance(value, bool) else 0 if isinstance(value, int | float) else [] if isinstance(value, list) else ""
+    return (
+        False
+        if isinstance(value, bool)
+        else 0
+        if isinstance(value, int | float)
+        else []
+        if isinstance(value, list)
+        else ""
+    )

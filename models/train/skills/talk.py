@@ -16,17 +16,37 @@ TERMS = {name.lower() for entry in GLOSSARY for name in entry["names"]} | {"page
 TALKED = {ask.lower().rstrip("?.") for talk in TALKS for ask in talk["asks"]}
 COMMON = [word for word in LEXICON if word not in TERMS | TALKED]
 TOPICS = [*PEOPLE, *CITIES, *PROPER, *PROPER]
-UNCOUNTED = ("Troupe", "NATS", "SGLang", "NIXL", "TTFT", "ITL", "prefill", "decode", "KV events", "KV blocks", "frames", "steps", "migrate", "draining")
+UNCOUNTED = (
+    "Troupe",
+    "NATS",
+    "SGLang",
+    "NIXL",
+    "TTFT",
+    "ITL",
+    "prefill",
+    "decode",
+    "KV events",
+    "KV blocks",
+    "frames",
+    "steps",
+    "migrate",
+    "draining",
+)
 
 
 def greet(source: Source) -> Exchange:
     """Make a greeting or a question about the model itself. The plain forms are always trained on."""
+
     def draw() -> tuple[str, str, str]:
         talk = source.pick(TALKS)
         plain = source.pick(talk["asks"])
         if not source.held_out and source.chance(0.4):
             return f"{PINNED}{plain}", plain, talk["text"]
-        text = dress(source, plain + source.pick(["", "", ".", "!", " there", ", model"]) if plain[-1] not in ".?" else plain, order=False)
+        text = dress(
+            source,
+            plain + source.pick(["", "", ".", "!", " there", ", model"]) if plain[-1] not in ".?" else plain,
+            order=False,
+        )
         return _spoken(text), text, talk["text"]
 
     key, text, answer = source.fresh(draw, lambda drawn: drawn[0])
@@ -35,6 +55,7 @@ def greet(source: Source) -> Exchange:
 
 def explain(source: Source) -> Exchange:
     """Make a question about one of Troupe's words. `What is a lease?` and its like are always trained on."""
+
     def draw() -> tuple[str, str, str]:
         entry = source.pick(GLOSSARY)
         name = source.pick(entry["names"])
@@ -46,7 +67,9 @@ def explain(source: Source) -> Exchange:
         if not source.held_out and source.chance(0.15):
             plain = f"What is {_with_article(name)}?"
             return f"{PINNED}{plain}", plain, entry["text"]
-        form = source.pick([_with_article(name), name, f"the {name}", f'"{name}"', _with_article(name), _with_article(name)])
+        form = source.pick(
+            [_with_article(name), name, f"the {name}", f'"{name}"', _with_article(name), _with_article(name)]
+        )
         text = dress(source, source.pick(EXPLAIN).format(w=form))
         return _spoken(text), text, entry["text"]
 
@@ -56,8 +79,10 @@ def explain(source: Source) -> Exchange:
 
 def shrug(source: Source) -> Exchange:
     """Make a question that the model cannot answer."""
+
     def draw() -> str:
         fill = {"x": TOPICS, "w": COMMON}
+
         def filled(holder: re.Match[str]) -> str:
             if holder[1] == "n":
                 return str(source.length(1, 2999))

@@ -16,14 +16,40 @@ from models.train.phrasing import dress
 from models.train.source import DATA, LEXICON, Source
 
 TOOLBOX: list[dict[str, Any]] = tomllib.loads((DATA / "tools.toml").read_text(encoding="utf-8"))["tool"]
-VERBS = "get set find add remove update check start stop create delete list open close send read write count move show".split()
+VERBS = (
+    "get set find add remove update check start stop create delete list open close send read write count move show"
+).split()
 NOUNS = [word for word in LEXICON if 3 <= len(word) <= 9]
-INVENTED_KINDS = ["word", "int 0 9999", "city", "person", "date", "time", "code", "float", "email", "text", "bool", "color", "company", "big"]
-INVENTED_ASKS = ["Use {tool} with {args}.", "Call {tool} with {args}.", "{tool}: {args}", "Run {tool} for {args}.", "{plain}: {args}", "Please {plain} with {args}."]
+INVENTED_KINDS = [
+    "word",
+    "int 0 9999",
+    "city",
+    "person",
+    "date",
+    "time",
+    "code",
+    "float",
+    "email",
+    "text",
+    "bool",
+    "color",
+    "company",
+    "big",
+]
+INVENTED_ASKS = [
+    "Use {tool} with {args}.",
+    "Call {tool} with {args}.",
+    "{tool}: {args}",
+    "Run {tool} for {args}.",
+    "{plain}: {args}",
+    "Please {plain} with {args}.",
+]
 INVENTED_ASKS_BARE = ["Use {tool}.", "Call {tool}.", "{plain}, please.", "Run {tool}.", "Please {plain}."]
 RESULT_KINDS = ["word", "int 0 9999", "float", "city", "date", "time", "phrase", "code", "big", "true|false"]
 SUMS = {name for entry in TOOLBOX if entry.get("sums") for name in entry["names"]}
-RESULT_KEYS = "status result value count price temperature sky distance time total name city state id code date unit message".split()
+RESULT_KEYS = (
+    "status result value count price temperature sky distance time total name city state id code date unit message"
+).split()
 
 
 class Offer(NamedTuple):
@@ -73,14 +99,24 @@ def _request(source: Source) -> Exchange:
             stop = "" if text[-1] in ".?!" else "."
             text, calls = text + stop + source.pick([" ", " And ", " Then: ", "\n"]) + more, [call, other]
     key = "call " + " ".join(f"{c.name} {json.dumps(c.arguments)}" for c in calls)
-    return Exchange("tools", key, asked(text), "", f"I call {' and '.join(c.name for c in calls)}.", tuple(calls), tuple(o.schema for o in offers))
+    return Exchange(
+        "tools",
+        key,
+        asked(text),
+        "",
+        f"I call {' and '.join(c.name for c in calls)}.",
+        tuple(calls),
+        tuple(o.schema for o in offers),
+    )
 
 
 def _ask(source: Source, offer: Offer) -> tuple[str, Call]:
     ask = source.pick(offer.asks)
     ask = re.sub(r"\[(.*?)\]", lambda part: part[1] if source.chance(0.5) else "", ask)
     drawn = {holder: values.draw(source, offer.kinds[holder]) for holder in re.findall(r"{(\w+)}", ask)}
-    text = dress(source, ask.format(**{holder: value.text for holder, value in drawn.items()}), order=ask[0] not in "W{HIYM")
+    text = dress(
+        source, ask.format(**{holder: value.text for holder, value in drawn.items()}), order=ask[0] not in "W{HIYM"
+    )
     arguments = {name: drawn[holder].json for holder, name in offer.names.items() if holder in drawn}
     return text, Call(offer.name, arguments)
 
@@ -92,20 +128,30 @@ def _known(source: Source, entry: Mapping[str, Any]) -> Offer:
     if len(set(names.values())) < len(names):
         names = {holder: param["as"].split()[0] for holder, param in params}
     kinds = {holder: str(param["kind"]) for holder, param in params}
-    always = [holder for holder in names if all(f"{{{holder}}}" in re.sub(r"\[.*?\]", "", ask) for ask in entry["asks"])]
+    always = [
+        holder for holder in names if all(f"{{{holder}}}" in re.sub(r"\[.*?\]", "", ask) for ask in entry["asks"])
+    ]
     name = source.pick(entry["names"])
-    about = source.pick([entry["about"], entry["about"], entry["about"].removesuffix("."), name.replace("_", " ").capitalize()])
-    schema = _schema(source, name, about, {names[h]: (kinds[h], str(p["about"])) for h, p in params}, [names[h] for h in always])
+    about = source.pick(
+        [entry["about"], entry["about"], entry["about"].removesuffix("."), name.replace("_", " ").capitalize()]
+    )
+    schema = _schema(
+        source, name, about, {names[h]: (kinds[h], str(p["about"])) for h, p in params}, [names[h] for h in always]
+    )
     return Offer(schema, tuple(entry["asks"]), kinds, names, name)
 
 
 def _invented(source: Source) -> Offer:
     verb, noun = source.pick(VERBS), source.pick(NOUNS)
-    name = source.pick([f"{verb}_{noun}", f"{verb}_{noun}", f"{noun}_{verb}", f"{verb}{noun.capitalize()}", source.made_up()])
+    name = source.pick(
+        [f"{verb}_{noun}", f"{verb}_{noun}", f"{noun}_{verb}", f"{verb}{noun.capitalize()}", source.made_up()]
+    )
     holders = source.rng.sample(NOUNS, source.pick([0, 1, 1, 2, 2, 3]))
     kinds = {holder: "true|false" if (kind := source.pick(INVENTED_KINDS)) == "bool" else kind for holder in holders}
     about = f"{verb.capitalize()}s the {noun}." if source.chance(0.7) else source.phrase(2, 6).capitalize() + "."
-    schema = _schema(source, name, about, {h: (k, source.phrase(1, 3).capitalize()) for h, k in kinds.items()}, list(kinds))
+    schema = _schema(
+        source, name, about, {h: (k, source.phrase(1, 3).capitalize()) for h, k in kinds.items()}, list(kinds)
+    )
     shown = source.rng.sample(holders, len(holders))
     joint = source.pick([" and ", ", ", ", "])
     between = source.pick([" ", " ", " = ", "=", ": "])
@@ -152,7 +198,10 @@ def _result(source: Source) -> Exchange:
         else:
             keys = source.rng.sample(RESULT_KEYS if source.chance(0.6) else NOUNS, source.number(1, 4))
             drawn = {key: values.draw(source, source.pick(RESULT_KINDS)) for key in keys}
-            result, said = {key: value.json for key, value in drawn.items()}, ", ".join(f"{key} {value.text}" for key, value in drawn.items())
+            result, said = (
+                {key: value.json for key, value in drawn.items()},
+                ", ".join(f"{key} {value.text}" for key, value in drawn.items()),
+            )
         results.append(result if isinstance(result, str) else json.dumps(result))
         told.append(f"{call.name} says: {said}")
     turn = dict(request.reply())
@@ -160,4 +209,11 @@ def _result(source: Source) -> Exchange:
         turn["reasoning_content"] = request.plan
     answers: list[Message] = [{"role": "tool", "content": result} for result in results]
     key = f"{request.key} gives {' '.join(results)}"
-    return Exchange("tool results", key, (*request.messages, turn, *answers), "\n".join(told), "The tool has answered. I pass it on.", tools=request.tools)
+    return Exchange(
+        "tool results",
+        key,
+        (*request.messages, turn, *answers),
+        "\n".join(told),
+        "The tool has answered. I pass it on.",
+        tools=request.tools,
+    )

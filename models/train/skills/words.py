@@ -51,7 +51,9 @@ def _sorted_numbers(source: Source) -> Exchange:
 def _turned(source: Source) -> Exchange:
     words = source.fresh(lambda: _some_words(source, 8), _list_key)
     text = dress(source, source.pick(TURN).format(l=_listed(source, words)))
-    return Exchange("reversing", _list_key(words), asked(text), ", ".join(words[::-1]), f"Reverse the list: {', '.join(words)}")
+    return Exchange(
+        "reversing", _list_key(words), asked(text), ", ".join(words[::-1]), f"Reverse the list: {', '.join(words)}"
+    )
 
 
 def _any_word(source: Source) -> str:
