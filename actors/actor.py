@@ -122,6 +122,10 @@ class Actor(ABC):
         """Return the heartbeat; start from `self.plain_heartbeat()`."""
         return self.plain_heartbeat()
 
+    def ping(self, asked: Control) -> str:
+        """Say that we are here; where the ping names a request, that it is ours. Raises ServiceError 404 if it is not."""
+        return "here"
+
     async def control(self, verb: str, asked: Control) -> str:
         """Carry out a control verb of the role's own; return a word on it. Raises ServiceError."""
         raise ServiceError(400, f"{self.role} has no control verb {verb!r}")
@@ -309,6 +313,7 @@ class Actor(ABC):
             capacity=self.part.capacity,
             cpu_seconds=round(time.process_time(), 3),
             rss_bytes=procfs.rss_bytes(),
+            bus_reconnects=self.bus.reconnects,
         )
 
     def tick(self) -> None:
@@ -358,7 +363,7 @@ class Actor(ABC):
 
     async def _carry_out(self, verb: str, asked: Control) -> str:
         if verb == "ping":
-            return "here"
+            return self.ping(asked)
         if verb == "drain":
             self.terminate()
             return "draining"

@@ -118,6 +118,9 @@ class Worker(Actor):
             engine=info.name,
             engine_version=info.version,
             gpus=self.part.gpus[self.setup.slot.number] if self.part.gpus else [],
+            events=self.cluster.publisher.events if info.kv_sources else "",
+            kv_sources=info.kv_sources,
+            metrics=info.metrics,
         )
 
     async def open(self) -> None:
@@ -129,6 +132,9 @@ class Worker(Actor):
         self.own(self._outbox.run)
         self.own(self._watch_engine)
         self._capacity = min(self.part.capacity, self._info.max_running)
+        if self._info.kv_sources and self.cluster.publisher.events == "zmq":
+            where = ", ".join(f"{at.endpoint} (replay {at.replay or 'none'})" for at in self._info.kv_sources)
+            log.info("KV events stay on ZMQ: %s", where)
         alias = self.model.slug
         for subject, queue in (
             (self.subjects.work(alias, self.role, self.slot), ""),
@@ -252,6 +258,7 @@ class Worker(Actor):
             kv_used=figures.kv_used,
             kv_total=figures.kv_total,
             children=self._engine.children(),
+            loads=self._engine.loads(),
         )
 
     def tick(self) -> None:

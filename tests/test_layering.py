@@ -19,7 +19,7 @@ ALLOWED = {
     },
     "actors/engines": {"actors", "messages", "msgspec", "zmq"} | ENGINE_LIBRARIES,
     "actors/encoder": {"actors", "messages", "anyio", "msgspec", "zmq"},
-    "actors/publisher": {"actors", "messages", "aiohttp", "anyio", "msgspec", "prometheus_client", "zmq"},
+    "actors/publisher": {"actors", "messages", "aiohttp", "anyio", "msgspec", "nats", "prometheus_client", "zmq"},
     "supervisor": {
         "supervisor", "messages", "aiohttp", "anyio", "msgspec", "nats", "prometheus_client", "uvloop",
     },

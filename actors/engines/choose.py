@@ -9,7 +9,7 @@ def make_engine(setup: Setup, disaggregation: Disaggregation) -> Engine:
     if setup.model.engine == "simulated":
         from actors.engines.simulated import SimulatedEngine
 
-        return SimulatedEngine(setup.model, disaggregation, host=setup.part.advertise)
+        return SimulatedEngine(setup, disaggregation)
     from actors.engines.sglang import SglangEngine
 
     return SglangEngine(setup, disaggregation)

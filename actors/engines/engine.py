@@ -11,7 +11,7 @@ from typing import Literal
 from msgspec import Struct
 
 from messages.frames import Finish
-from messages.lifecycle import Child, StageName
+from messages.lifecycle import Child, KvSource, RankLoad, StageName
 from messages.work import Bootstrap, Sampling
 
 Disaggregation = Literal["null", "prefill", "decode"]
@@ -36,7 +36,10 @@ class EngineDiedError(Exception):
 
 
 class EngineInfo(Struct, kw_only=True):
-    """What is known of an engine once it is loaded; the registration carries it on. Blocks are KV blocks."""
+    """What is known of an engine once it is loaded; the registration carries it on. Blocks are KV blocks.
+
+    `metrics` is the folder with the engine's Prometheus files, empty for none.
+    """
 
     name: str
     version: str
@@ -47,6 +50,8 @@ class EngineInfo(Struct, kw_only=True):
     max_running: int
     dp_ranks: int = 1
     bootstrap_port: int | None = None
+    kv_sources: list[KvSource] = []
+    metrics: str = ""
 
 
 class Figures(Struct, kw_only=True):
@@ -108,6 +113,10 @@ class Engine(ABC):
     @abstractmethod
     async def close(self) -> None:
         """Free everything; the process ends afterwards."""
+
+    def loads(self) -> list[RankLoad]:
+        """Tell how loaded each DP rank is by the engine's own account; cheap, for heartbeats; empty if it has none."""
+        return []
 
     def inject(self, fault: str, seconds: float) -> None:
         """Show a fault on purpose (drills only). Raises ValueError for one that this engine cannot show."""

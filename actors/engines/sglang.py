@@ -26,11 +26,13 @@ from actors.engines.engine import (
     Report,
 )
 from actors.engines.model_files import check_model
+from actors.engines.places import Places, prepare
 from actors.engines.sglang_arguments import arguments
+from actors.engines.sglang_telemetry import Loads, sources_of, use_metrics_folder
 from messages import procfs
 from messages.codec import pack_tokens, token_count, unpack_tokens
 from messages.frames import Finish
-from messages.lifecycle import Child
+from messages.lifecycle import Child, RankLoad
 from messages.work import Bootstrap, Sampling
 
 log = logging.getLogger("troupe.sglang")
@@ -55,6 +57,7 @@ class SglangEngine(Engine):
         self._steps = 0
         self._last_output = 0.0
         self._pids: list[int] = []
+        self._loads: Loads | None = None
         self._died: asyncio.Event
 
     def load(self, report: Report) -> EngineInfo:
@@ -68,7 +71,11 @@ class SglangEngine(Engine):
         if version not in TRIED:
             log.warning("SGLang %s has not been tried with this; tried are %s", version, ", ".join(TRIED))
         known = inspect.signature(server_args).parameters
-        merged = arguments(model, part, self._side, self._device, known, _child_failed)
+        asked = model.args | part.args
+        places = prepare(self._setup, int(asked.get("dp_size") or 1))
+        merged = arguments(model, part, self._side, self._device, known, _child_failed, places)
+        if places is not None and merged.get("enable_metrics"):
+            use_metrics_folder(places.metrics)
         report("weights", model.path)
         try:
             self._engine = sglang.Engine(**merged)
@@ -81,14 +88,20 @@ class SglangEngine(Engine):
         atexit.unregister(self._engine.shutdown)
         self._manager = self._engine.tokenizer_manager
         self._manager.signal_handler_class = _NoSignals
+        if "enable_metrics" not in asked:
+            # The scheduler's figures are free; those of each token that passes here cost a third of its time.
+            self._manager.enable_metrics = False
         self._pids = procfs.descendants(os.getpid())
-        self._info = self._describe(version, merged)
+        self._info = self._describe(version, merged, places)
+        if places is not None:
+            self._loads = Loads(self._engine, self._info.block_size)
         return self._info
 
-    def _describe(self, version: str, merged: dict[str, Any]) -> EngineInfo:
+    def _describe(self, version: str, merged: dict[str, Any], places: Places | None) -> EngineInfo:
         config = self._manager.model_config
         scheduler = _scheduler_info(self._engine)
         page = int(merged.get("page_size") or 1)
+        dp_ranks = int(merged.get("dp_size") or 1)
         most = scheduler.get("max_running_requests") or merged.get("max_running_requests") or 1 << 16
         return EngineInfo(
             name="sglang",
@@ -98,8 +111,10 @@ class SglangEngine(Engine):
             block_size=page,
             total_blocks=int(scheduler["max_total_num_tokens"]) // page,
             max_running=int(most),
-            dp_ranks=int(merged.get("dp_size") or 1),
+            dp_ranks=dp_ranks,
             bootstrap_port=merged["disaggregation_bootstrap_port"] if self._side == "prefill" else None,
+            kv_sources=sources_of(merged, places, self._setup.part.advertise, dp_ranks),
+            metrics=places.metrics if places is not None and merged.get("enable_metrics") else "",
         )
 
     async def warm_up(self) -> None:
@@ -233,6 +248,10 @@ class SglangEngine(Engine):
         queued = max(0, len(self._live) - self._info.max_running)
         return Figures(steps=self._steps, queued=queued, kv_used=used, kv_total=self._info.total_blocks)
 
+    def loads(self) -> list[RankLoad]:
+        """Tell how loaded SGLang's schedulers say they are."""
+        return self._loads.read() if self._loads is not None else []
+
     def children(self) -> list[Child]:
         """Tell how scheduler and detokenizer are."""
         found = [(pid, procfs.process(pid)) for pid in self._pids]
@@ -264,6 +283,8 @@ class SglangEngine(Engine):
             watchdog = getattr(self._manager, "_subprocess_watchdog", None)
             if watchdog is not None:
                 watchdog.stop()
+        if self._loads is not None:
+            self._loads.close()
         for live in list(self._live.values()):
             live.cancel()
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from actors.engines.engine import ConfigurationError, Disaggregation
+from actors.engines.places import Places
+from actors.engines.sglang_telemetry import telemetry_arguments
 from messages.config import Model, Part
 
 CPU: Final[dict[str, Any]] = {
@@ -49,10 +51,12 @@ def arguments(
     device: str,
     known: Iterable[str],
     on_child_failure: Callable[..., None],
+    places: Places | None = None,
 ) -> dict[str, Any]:
     """Merge the arguments for one engine.
 
-    `known` are the names of this version's ServerArgs. Raises ConfigurationError for an unknown name or one of ours.
+    `known` are the names of this version's ServerArgs, `places` where its telemetry goes (None: it is to tell nothing).
+    Raises ConfigurationError for an unknown name or one of ours.
     """
     names = set(known)
     asked = model.args | part.args
@@ -65,6 +69,7 @@ def arguments(
             raise ConfigurationError(f"args.{name}: this SGLang has no such argument{nearest}")
     defaults = {name: value for name, value in (CPU if device == "cpu" else CUDA).items() if name in names}
     merged = {"model_path": model.path, "log_level": "warning", "skip_server_warmup": True} | defaults | asked
+    merged |= telemetry_arguments(asked, places, names)
     merged |= {
         "incremental_streaming_output": True,
         "custom_sigquit_handler": on_child_failure,

@@ -3,19 +3,23 @@
 The next token is a function of the whole sequence so far, so a stream that is continued elsewhere from prompt and
 tokens so far goes on exactly as it would have. Time to first token, time between tokens, KV blocks and the prefix
 cache are simulated; one step serves every running stream, as in a real engine. Prefill and decode meet over TCP
-(`rendezvous`), so that the death of one is felt by the other.
+(`rendezvous`), so that the death of one is felt by the other. The prefix cache's changes are told
+as SGLang tells them (`kv_publisher`).
 """
 
 import asyncio
+import hashlib
 import json
 import os
 import signal
 import time
 import zlib
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from actors.actor import Setup
 from actors.engines.engine import (
     ConfigurationError,
     Disaggregation,
@@ -28,11 +32,13 @@ from actors.engines.engine import (
     LoadError,
     Report,
 )
+from actors.engines.kv_publisher import KvPublisher
+from actors.engines.places import Places, prepare
 from actors.engines.rendezvous import BrokenRendezvousError, DecodeSide, PrefillSide
-from messages.codec import token_count
-from messages.config import Model
+from actors.kv_wire import GPU, BlockRemoved, BlockStored
+from messages.codec import token_count, unpack_tokens
 from messages.frames import Finish
-from messages.lifecycle import Child
+from messages.lifecycle import Child, RankLoad
 
 VERSION: Final = "1"
 CONTEXT: Final = 32_768
@@ -82,11 +88,12 @@ class Stream:
 class SimulatedEngine(Engine):
     """The simulated engine; see the file's head."""
 
-    def __init__(self, model: Model, disaggregation: Disaggregation, *, host: str = "127.0.0.1") -> None:
-        self._model = model
-        self._pace = model.simulated
+    def __init__(self, setup: Setup, disaggregation: Disaggregation) -> None:
+        self._setup = setup
+        self._model = setup.model
+        self._pace = setup.model.simulated
         self._side = disaggregation
-        self._host = host
+        self._host = setup.part.advertise
         self._tokens: list[bytes] = []
         self._token_ids: list[int] = []
         self._vocab_size = 0
@@ -101,6 +108,8 @@ class SimulatedEngine(Engine):
         self._slow = (1.0, 0.0)
         self._prefill_side: PrefillSide | None = None
         self._decode_side: DecodeSide | None = None
+        self._places: Places | None = None
+        self._kv: KvPublisher | None = None
 
     def load(self, report: Report) -> EngineInfo:
         """Read the tokenizer's vocabulary and take as long as the configuration says."""
@@ -114,6 +123,7 @@ class SimulatedEngine(Engine):
             port = self._prefill_side.port
         if self._side == "decode":
             self._decode_side = DecodeSide()
+        self._places = prepare(self._setup)
         return EngineInfo(
             name="simulated",
             version=VERSION,
@@ -123,6 +133,7 @@ class SimulatedEngine(Engine):
             total_blocks=self._pace.total_blocks,
             max_running=MAX_RUNNING,
             bootstrap_port=port,
+            kv_sources=self._places.sources(1) if self._places is not None else [],
         )
 
     def _read_vocabulary(self) -> None:
@@ -146,7 +157,11 @@ class SimulatedEngine(Engine):
         self._eos = min(special, default=-1)
 
     async def warm_up(self) -> None:
-        """Start the engine's own task and its meeting place."""
+        """Start the engine's own task, its meeting place and its KV events."""
+        if self._places is not None:
+            self._kv = KvPublisher(self._places.sources(1)[0])
+            self._kv.open()
+            self._pool.tell = self._kv.add
         self._stepper = asyncio.get_running_loop().create_task(self._run())
         if self._prefill_side is not None:
             await self._prefill_side.open()
@@ -263,6 +278,11 @@ class SimulatedEngine(Engine):
             steps=self._steps, queued=len(self._waiting), kv_used=self._pool.used, kv_total=self._pace.total_blocks
         )
 
+    def loads(self) -> list[RankLoad]:
+        """Tell how loaded its one rank is."""
+        queued = len(self._waiting)
+        return [RankLoad(0, len(self._running) - queued, queued, self._pool.used, self._pace.total_blocks)]
+
     def children(self) -> list[Child]:
         """It has no process of its own."""
         return []
@@ -283,6 +303,8 @@ class SimulatedEngine(Engine):
             await self._prefill_side.close()
         if self._decode_side is not None:
             await self._decode_side.close()
+        if self._kv is not None:
+            self._kv.close()
 
     def inject(self, fault: str, seconds: float) -> None:
         """Hang (no steps), spin (the loop blocked), crash (SIGKILL to itself), slow (ten times)."""
@@ -305,7 +327,10 @@ class SimulatedEngine(Engine):
 
 
 class Pool:
-    """The KV pool in blocks, with a prefix cache: whole blocks of prompts stay until room is needed, oldest first."""
+    """The KV pool in blocks, with a prefix cache: whole blocks of prompts stay until room is needed, oldest first.
+
+    `tell`, if set, is called with each change of the cache as SGLang's event.
+    """
 
     def __init__(self, total: int, block_size: int) -> None:
         self.total = total
@@ -313,6 +338,7 @@ class Pool:
         self._size = block_size * 4
         self._block = block_size
         self._cached: OrderedDict[int, None] = OrderedDict()
+        self.tell: Callable[[Any], None] | None = None
 
     def blocks_for(self, tokens: int) -> int:
         """How many blocks so many tokens take."""
@@ -325,18 +351,34 @@ class Pool:
         self.used += stream.blocks
         hits, parent, matching = 0, 0, True
         for begin in range(0, len(prompt) - size + 1, size):
-            parent = hash((parent, prompt[begin : begin + size]))
-            if parent in self._cached:
-                self._cached.move_to_end(parent)
+            block = _chained(parent, prompt[begin : begin + size])
+            if block in self._cached:
+                self._cached.move_to_end(block)
                 hits += matching
             else:
                 matching = False
-                self._cached[parent] = None
-        while self._cached and len(self._cached) + self.used > self.total:
-            self._cached.popitem(last=False)
+                self._cached[block] = None
+                if self.tell is not None:
+                    tokens = unpack_tokens(prompt[begin : begin + size])
+                    self.tell(BlockStored([block], parent or None, tokens, self._block, None, GPU))
+            parent = block
+        self._evict()
         return min(hits * self._block, stream.length - 1)
+
+    def _evict(self) -> None:
+        removed = []
+        while self._cached and len(self._cached) + self.used > self.total:
+            removed.append(self._cached.popitem(last=False)[0])
+        if removed and self.tell is not None:
+            self.tell(BlockRemoved(removed, GPU))
 
     def release(self, stream: Stream) -> None:
         """Give a stream's blocks back."""
         self.used -= stream.blocks
         stream.blocks = 0
+
+
+def _chained(parent: int, block: bytes) -> int:
+    """Hash a block together with all that stands before it, as a signed 64-bit number: the same in every process."""
+    digest = hashlib.blake2b(parent.to_bytes(8, "little", signed=True) + block, digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
