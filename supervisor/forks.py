@@ -11,7 +11,6 @@ import hashlib
 import logging
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Final
 
@@ -30,7 +29,6 @@ FORK_SECONDS: Final = 20.0
 STOP_SECONDS: Final = 5.0
 BACKOFF: Final = 1.0
 BACKOFF_MAX: Final = 60.0
-FORGET_SECONDS: Final = 60.0
 EXITS_KEPT: Final = 256
 SOCKET_PATH_BYTES: Final = 100
 """A Unix socket's path may have 107 bytes; deep state folders are longer than that."""
@@ -54,6 +52,7 @@ class ForkParent:
         self._exits: dict[int, int] = {}
         self._heard = asyncio.Condition()
         self._stopping = asyncio.Event()
+        self._was_ready = False
         self._resting = False
         self._refusing = False
         self._trouble = ""
@@ -67,7 +66,7 @@ class ForkParent:
         """Keep a parent running and connected until `stop`; run it as a task."""
         streak = 0
         while not self._stopping.is_set():
-            began = time.monotonic()
+            self._was_ready = False
             try:
                 await self._run()
                 why = "it died"
@@ -76,7 +75,7 @@ class ForkParent:
             self._disconnected(why)
             if self._stopping.is_set():
                 return
-            streak = 0 if time.monotonic() - began > FORGET_SECONDS else streak + 1
+            streak = 0 if self._was_ready else streak + 1
             pause = min(BACKOFF * 2 ** min(streak, 10), BACKOFF_MAX) if streak else 0.0
             log.warning("the prefork parent for %s is gone (%s); starting it again in %g s", self._device, why, pause)
             if pause:
@@ -150,6 +149,7 @@ class ForkParent:
             )
             self._writer = writer
             self._ready.set()
+            self._was_ready = True
             while line := await reader.readline():
                 await self._on_line(codec.from_json(line, FromParent))  # type: ignore[arg-type]
         finally:

@@ -1,4 +1,4 @@
-"""What the commands share: exit codes, how the cluster of a state folder is found, how its supervisor is asked."""
+"""What the commands share: how the cluster of a state folder is found, how its supervisor is asked, how it is shown."""
 
 import contextlib
 import json
@@ -6,7 +6,6 @@ import logging
 import sys
 from argparse import Namespace
 from collections.abc import AsyncIterator
-from enum import IntEnum
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -16,48 +15,13 @@ from messages import codec, config
 from messages.bus import Bus, BusError, NobodyThereError, SilentError
 from messages.subjects import Subjects
 from messages.supervise import Order
+from supervisor.commands.codes import DEFAULT_STATE, Code, CommandError
 from supervisor.state import ClusterRecord, Folder
 
 T = TypeVar("T")
 
-DEFAULT_STATE: Final = ".troupe"
 CONNECT_SECONDS: Final = 5.0
 ANSWER_SECONDS: Final = 3.0
-
-
-class Code(IntEnum):
-    """What the exit codes of `troupe` mean; `troupe --help` lists them."""
-
-    OK = 0
-    FAILED = 1
-    USAGE = 2
-    CONFIG = 3
-    NOT_RUNNING = 4
-    NOT_READY = 5
-    TAKEN = 6
-    REFUSED = 7
-    INTERRUPTED = 130
-
-
-MEANINGS: Final = {
-    Code.OK: "done",
-    Code.FAILED: "it did not work; the last line says why",
-    Code.USAGE: "the command line itself is wrong",
-    Code.CONFIG: "the configuration is wrong",
-    Code.NOT_RUNNING: "no cluster (or no supervisor, where one is needed) runs in this state folder",
-    Code.NOT_READY: "not ready (in time): a gate is closed, or a slot did not get there",
-    Code.TAKEN: "another supervisor holds the state folder, or somebody else the port",
-    Code.REFUSED: "the request or the order was refused",
-    Code.INTERRUPTED: "interrupted",
-}
-
-
-class CommandError(Exception):
-    """The command ends here, with this exit code and this sentence."""
-
-    def __init__(self, code: Code, message: str) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 def say(text: str = "") -> None:

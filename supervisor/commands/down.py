@@ -10,7 +10,8 @@ from typing import Final
 from messages import procfs
 from messages.ids import parse_slot, short
 from supervisor import spawner, state
-from supervisor.commands.common import Code, CommandError, folder_of, say
+from supervisor.commands.codes import Code, CommandError
+from supervisor.commands.common import folder_of, say
 from supervisor.slots import end_parents
 from supervisor.spawner import Process
 from supervisor.spec import FRONT_TO_BACK

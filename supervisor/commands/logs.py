@@ -7,7 +7,8 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Final
 
-from supervisor.commands.common import Code, CommandError, folder_of
+from supervisor.commands.codes import Code, CommandError
+from supervisor.commands.common import folder_of
 from supervisor.state import Folder
 
 POLL: Final = 0.2

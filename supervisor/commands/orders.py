@@ -13,7 +13,8 @@ from messages.ids import parse_slot
 from messages.lifecycle import Answer, Event
 from messages.subjects import Subjects
 from messages.supervise import Said, Status
-from supervisor.commands.common import Code, CommandError, ask, connected, folder_of, record_of, say
+from supervisor.commands.codes import Code, CommandError
+from supervisor.commands.common import ask, connected, folder_of, record_of, say
 from supervisor.state import ClusterRecord, Folder
 
 DRAIN_ENDS = ("stopped", "gave_up")

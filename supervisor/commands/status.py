@@ -15,18 +15,8 @@ from messages.lifecycle import Registration
 from messages.subjects import Subjects
 from messages.supervise import SlotStatus, Status
 from supervisor import report
-from supervisor.commands.common import (
-    Code,
-    CommandError,
-    ask,
-    connected,
-    folder_of,
-    pretty,
-    record_of,
-    say,
-    span,
-    table,
-)
+from supervisor.commands.codes import Code, CommandError
+from supervisor.commands.common import ask, connected, folder_of, pretty, record_of, say, span, table
 from supervisor.state import ClusterRecord, Folder
 
 RECORD_POLL: Final = 0.1

@@ -11,7 +11,8 @@ from messages.bus import BusError
 from messages.client import Client, RequestError
 from messages.config import Nats
 from messages.submit import Delta, Done
-from supervisor.commands.common import Code, CommandError, folder_of, pretty, record_of, say
+from supervisor.commands.codes import Code, CommandError
+from supervisor.commands.common import folder_of, pretty, record_of, say
 
 FIELDS = ("max_tokens", "temperature", "timeout")
 

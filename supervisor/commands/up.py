@@ -15,7 +15,8 @@ from messages.config import Cluster, ConfigError
 from messages.gate import Gate
 from messages.subjects import Subjects
 from supervisor import spawner
-from supervisor.commands.common import DEFAULT_STATE, Code, CommandError, read_config, say, table
+from supervisor.commands.codes import DEFAULT_STATE, Code, CommandError
+from supervisor.commands.common import read_config, say, table
 from supervisor.loop import StrandedError, Supervisor, WhenOpen
 from supervisor.nats_server import NatsError, find_binary
 from supervisor.ports import PortError
