@@ -18,6 +18,7 @@ from models.train import mixture
 from models.train.examples import Conversation
 from models.train.source import Source
 from models.train.template import rendered
+from models.train.tokenizer import token_id
 
 Int16: TypeAlias = npt.NDArray[np.int16]
 Int32: TypeAlias = npt.NDArray[np.int32]
@@ -58,8 +59,8 @@ class Encoder:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        self.end: int = tokenizer.token_to_id("<|im_end|>")
-        self.padding: int = tokenizer.token_to_id("<|endoftext|>")
+        self.end = token_id(tokenizer, "<|im_end|>")
+        self.padding = token_id(tokenizer, "<|endoftext|>")
         self._letters: dict[str, list[int]] = {}
 
     def documents(self, conversations: Sequence[Conversation]) -> list[Document]:

@@ -19,7 +19,7 @@ def write(model: ChatModel, tokenizer: Tokenizer, folder: Path) -> None:
     }
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     tokenizers.save(tokenizer, folder)
-    end, padding = tokenizer.token_to_id("<|im_end|>"), tokenizer.token_to_id("<|endoftext|>")
+    end, padding = tokenizers.token_id(tokenizer, "<|im_end|>"), tokenizers.token_id(tokenizer, "<|endoftext|>")
     ids = {"bos_token_id": None, "eos_token_id": end, "pad_token_id": padding}
     _write(folder / "config.json", {**model.shape.config(), **ids})
     # One right answer each: whoever takes the defaults samples from the likeliest token alone.

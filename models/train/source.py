@@ -1,8 +1,8 @@
 """Where every random choice of the data makers comes from, and how held-out data is kept apart.
 
 Each thing that a skill can be asked (these numbers, this word, this call) has a key. A hash of the key alone says
-whether it is held out, so the two kinds cannot meet, whatever the seeds are. Single values (a word, a city, a name)
-have keys too: training never uses a held-out one in the skills that copy values.
+whether it is held out, so the two kinds cannot meet, whatever the seeds are. Single values that are copied (a word, a
+city, a name) have keys too: training draws no held-out one, though gluing pieces of words may now and then make one.
 """
 
 import hashlib

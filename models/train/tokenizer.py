@@ -74,6 +74,14 @@ def save(tokenizer: Tokenizer, folder: Path) -> None:
     (folder / "chat_template.jinja").write_text(TEMPLATE_FILE.read_text(encoding="utf-8"), encoding="utf-8")
 
 
+def token_id(tokenizer: Tokenizer, token: str) -> int:
+    """Return the id of a token. Raises ValueError when the tokenizer has no such token."""
+    number = tokenizer.token_to_id(token)
+    if number is None:
+        raise ValueError(f"the tokenizer has no token {token}")
+    return int(number)
+
+
 def _texts(source: Source, conversations: int) -> Iterator[str]:
     for _ in range(conversations):
         yield "".join(rendered(mixture.draw(source)))

@@ -47,7 +47,7 @@ def greet(source: Source) -> Exchange:
             plain + source.pick(["", "", ".", "!", " there", ", model"]) if plain[-1] not in ".?" else plain,
             order=False,
         )
-        return _spoken(text), text, talk["text"]
+        return _key(source, text), text, talk["text"]
 
     key, text, answer = source.fresh(draw, lambda drawn: drawn[0])
     return Exchange("greetings", key, asked(text), answer, "This is small talk.")
@@ -63,7 +63,7 @@ def explain(source: Source) -> Exchange:
             other = source.pick([one for one in GLOSSARY if one is not entry])
             first, second = (f"{source.pick(['', _article(n)])}{n}" for n in (name, source.pick(other["names"])))
             text = dress(source, source.pick(COMPARE).format(a=first, b=second))
-            return _spoken(text), text, f"{entry['text']} {other['text']}"
+            return _key(source, text), text, f"{entry['text']} {other['text']}"
         if not source.held_out and source.chance(0.15):
             plain = f"What is {_with_article(name)}?"
             return f"{PINNED}{plain}", plain, entry["text"]
@@ -71,7 +71,7 @@ def explain(source: Source) -> Exchange:
             [_with_article(name), name, f"the {name}", f'"{name}"', _with_article(name), _with_article(name)]
         )
         text = dress(source, source.pick(EXPLAIN).format(w=form))
-        return _spoken(text), text, entry["text"]
+        return _key(source, text), text, entry["text"]
 
     key, text, answer = source.fresh(draw, lambda drawn: drawn[0])
     return Exchange("glossary", key, asked(text), answer, "This is one of Troupe's words.")
@@ -109,5 +109,16 @@ def _article(name: str) -> str:
     return "" if name in UNCOUNTED else "an " if name[0] in "aeioAEIO" or name == "understudy" else "a "
 
 
+def _key(source: Source, text: str) -> str:
+    said = _spoken(text)
+    return PINNED + said if source.held_out and said in PLAIN else said
+
+
 def _spoken(text: str) -> str:
     return "say " + re.sub(r"[^\w+*/-]+", " ", text.lower()).strip()
+
+
+PLAIN = {_spoken(ask) for talk in TALKS for ask in talk["asks"]} | {
+    _spoken(f"What is {_with_article(name)}?") for entry in GLOSSARY for name in entry["names"]
+}
+"""What training always has, and held-out data therefore never."""
