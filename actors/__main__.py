@@ -87,6 +87,10 @@ def _actor_class(role: str) -> type[Actor]:
         from actors.processor.processor import Processor
 
         return Processor
+    if role == "publisher":
+        from actors.publisher.publisher import Publisher
+
+        return Publisher
     from actors.worker import Decoder, Prefiller
 
     return {"decode": Decoder, "prefill": Prefiller}[role]

@@ -107,6 +107,10 @@ class Subjects:
         """What happened to `of`: a slot for actor and restart, an alias for gate, a run for drill."""
         return f"{self._root}.evt.{topic}.{_token(of)}"
 
+    def events_of(self, topic: Topic) -> str:
+        """What happened, of one topic; the last token is whom it happened to."""
+        return f"{self._root}.evt.{topic}.*"
+
     @property
     def events(self) -> str:
         """Everything that happened."""
