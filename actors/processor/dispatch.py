@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from actors.processor.asks import Asks
+from actors.processor.asks import Asks, Then
 from actors.processor.journal import Job, Journal, Leg
 from actors.processor.router import choose
 from actors.processor.view import Seat, View
@@ -23,6 +23,7 @@ from messages.frames import Finish, Item
 from messages.ids import short
 from messages.lifecycle import Control
 from messages.subjects import Subjects
+from messages.submit import Error
 from messages.work import Bootstrap, Decode, Prefill
 
 log = logging.getLogger("troupe.dispatch")
@@ -232,7 +233,31 @@ class Dispatcher:
             self._refused(job, leg)
             self.crashed(job, f"{where} gave it up: {finish.message or finish.reason}")
         else:
-            self._journal.end(job, job.error(finish.code or 500, f"{where}: {finish.message or finish.reason}"))
+            self._judge(job, leg, job.error(finish.code or 500, f"{where}: {finish.message or finish.reason}"))
+
+    def _judge(self, job: Job, leg: Leg, error: Error) -> None:
+        """End a job with one side's error, unless it is the death of the other side that it tells of.
+
+        A hand-over that breaks is felt by the survivor before anybody reports the death. So the other side is told to
+        abort, as it must be in any case: if it answers it lives, and the error is the survivor's own.
+        """
+        other = job.prefill if leg is job.decode else job.decode
+        if other is None or error.code < 500:
+            self._journal.end(job, error)
+            return
+        attempt, seat = job.attempt, other.seat
+        self._release(job, other)
+        job.prefill = job.decode = None
+
+        def judged(outcome: bytes | Exception) -> None:
+            if job.over or job.attempt != attempt:
+                return
+            if isinstance(outcome, bytes):
+                self._journal.end(job, error)
+            else:
+                self.crashed(job, f"{short(seat.registration.slot, seat.registration.generation)} does not answer")
+
+        self._abort(job.id, attempt, seat, tries=1, told=judged)
 
     # Going on elsewhere.
 
@@ -318,12 +343,16 @@ class Dispatcher:
         if seat is not None and seat.incarnation == sender:
             self._abort(item.request, item.attempt, seat)
 
-    def _abort(self, request: str, attempt: int, seat: Seat, tries: int = ABORTS) -> None:
-        """Tell a seat to stop; repeated until it is answered, or nobody is there."""
+    def _abort(
+        self, request: str, attempt: int, seat: Seat, tries: int = ABORTS, told: Then = lambda outcome: None
+    ) -> None:
+        """Tell a seat to stop; repeated until it is answered, or nobody is there. `told` gets the outcome."""
         asked = Control(request=request, attempt=attempt, generation=seat.registration.generation)
 
         def then(outcome: bytes | Exception) -> None:
             if isinstance(outcome, SilentError) and tries > 1:
-                self._abort(request, attempt, seat, tries - 1)
+                self._abort(request, attempt, seat, tries - 1, told)
+            else:
+                told(outcome)
 
         self._asks.ask(self._subjects.control(seat.registration.slot, "abort"), codec.to_json(asked), then)

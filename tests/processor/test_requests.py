@@ -128,6 +128,20 @@ async def test_when_one_side_fails_the_other_is_aborted_and_the_real_error_told(
     assert f"demo-{role}-0#1" in error.message
 
 
+async def test_an_error_that_tells_of_the_other_sides_death_is_not_told(pair: Stage) -> None:
+    doomed, decode = await pair.gpu("prefill"), await pair.gpu("decode")
+    talk = await pair.generate([1, 2, 3])
+    job = await decode.got()
+    await doomed.deafen()
+    await decode.emit(job, [], "error", 500, "KV transfer failed")
+    prefill = await pair.gpu("prefill", 1)
+    await prefill.emit(await prefill.got(), [], "prefilled")
+    again = await decode.got()
+    assert again.attempt > 1
+    await decode.emit(again, [5], "stop")
+    assert isinstance(await talk.last(), Done)
+
+
 @pytest.mark.parametrize("code", [409, 429, 503])
 async def test_a_refusal_leads_at_once_to_another_slot(stage: Stage, code: int) -> None:
     full = await stage.gpu("decode", 0, act=refuse(code))
