@@ -10,7 +10,7 @@ import msgspec
 from actors import kv_wire
 from messages import codec
 from messages.bus import Bus, BusError
-from messages.telemetry import Change, KvEvents, Stored
+from messages.telemetry import Change, Cleared, KvEvents, Removed, Stored
 
 log = logging.getLogger("troupe.publisher")
 
@@ -75,15 +75,17 @@ def _pieces(events: list[Change], limit: int) -> Iterator[list[Change]]:
         middle = len(events) // 2
         yield from _pieces(events[:middle], limit)
         yield from _pieces(events[middle:], limit)
-    elif isinstance(event := events[0], Stored) and len(event.hashes) > 1:
+    elif not isinstance(event := events[0], Cleared) and len(event.hashes) > 1:
         yield from _pieces(_halves(event), limit)
     else:
         yield events
 
 
-def _halves(event: Stored) -> list[Change]:
-    """Divide the blocks of one event; the second half follows on the last block of the first."""
+def _halves(event: Stored | Removed) -> list[Change]:
+    """Divide the blocks of one event; of stored ones the second half follows on the last block of the first."""
     middle = len(event.hashes) // 2
+    if isinstance(event, Removed):
+        return [msgspec.structs.replace(event, hashes=half) for half in (event.hashes[:middle], event.hashes[middle:])]
     tokens = 4 * event.block_size * middle
     first = msgspec.structs.replace(event, hashes=event.hashes[:middle], tokens=event.tokens[:tokens])
     second = msgspec.structs.replace(
