@@ -10,7 +10,7 @@ from actors.publisher.kv import ROOM, in_parts
 from actors.publisher.loads import AGED, differs, load_of
 from messages import codec
 from messages.lifecycle import Heartbeat, RankLoad, State
-from messages.telemetry import Cleared, KvEvents, Removed, Stored
+from messages.telemetry import Change, Cleared, KvEvents, Removed, Stored
 
 NEW = [
     1.5,
@@ -85,8 +85,8 @@ def blocks(count: int, size: int = 16, parent: int | None = None) -> Stored:
 
 def test_a_large_batch_comes_in_parts_that_say_the_same() -> None:
     limit = 8_192
-    events = [blocks(300), Removed(hashes=list(range(5_000))), Cleared(), blocks(3, parent=4)]
-    batch = KvEvents(slot="a-decode-0", generation=2, seq=7, at=1.0, events=list(events), lost=3)
+    events: list[Change] = [blocks(300), Removed(hashes=list(range(5_000))), Cleared(), blocks(3, parent=4)]
+    batch = KvEvents(slot="a-decode-0", generation=2, seq=7, at=1.0, events=events, lost=3)
     parts = in_parts(batch, limit)
     assert [part.part for part in parts] == list(range(parts[0].parts))
     assert [part.lost for part in parts] == [3] + [0] * (len(parts) - 1)
