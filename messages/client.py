@@ -21,7 +21,7 @@ from messages import codec
 from messages.bus import Bucket, Bus, BusError, NobodyThereError, ServiceError, SilentError
 from messages.config import Nats
 from messages.gate import Gate
-from messages.ids import alias_of, new_request_id, parse_incarnation
+from messages.ids import alias_of, check_request_id, new_request_id, parse_incarnation
 from messages.lifecycle import Control
 from messages.subjects import Kind, Subjects, last_token
 from messages.submit import (
@@ -110,7 +110,8 @@ class Client:
                 queue.put_nowait(msg)
 
     def _ask(self, kind: Kind, body: Asked) -> "Answers":
-        body.id = body.id or new_request_id()
+        with contextlib.suppress(ValueError):
+            body.id = check_request_id(body.id) if body.id else new_request_id()
         return _Request(self, kind, body).run()
 
     async def _alias(self, model: str) -> str:
@@ -157,10 +158,15 @@ class _Request:
                 answer = await self._next(subject)
                 match answer:
                     case Accepted():
-                        self._owner, self._attempt = answer.owner, answer.attempt
+                        if answer.attempt >= self._attempt:
+                            self._owner, self._attempt = answer.owner, answer.attempt
                     case Delta():
                         if await self._is_new(answer, subject):
                             yield answer
+                    case Done() | Error() if 0 < answer.attempt < self._attempt:
+                        continue
+                    case Done() if answer.usage.completion_tokens > len(self._received):
+                        await self._resume(subject)
                     case Done():
                         ended = True
                         yield answer
@@ -223,15 +229,18 @@ class _Request:
             await self._nobody_there(subject)
 
     async def _after_silence(self, subject: str) -> None:
+        if not self._client._bus.connected:
+            return
         if self._owner is None:
-            await self._submit(subject)
-        elif self._client._bus.connected and not await self._owner_lives():
+            await (self._resume(subject) if self._received else self._submit(subject))
+        elif not await self._is_owned() and self._queue.empty():
             await self._resume(subject)
 
-    async def _owner_lives(self) -> bool:
+    async def _is_owned(self) -> bool:
+        """Ask the owner whether it lives and has the request: its last word may have been lost on the way."""
         assert self._owner is not None
         slot, generation = parse_incarnation(self._owner)
-        ping = codec.to_json(Control(generation=generation))
+        ping = codec.to_json(Control(generation=generation, request=self._body.id))
         try:
             await self._client._bus.request(self._client._subjects.control(slot, "ping"), ping, timeout=PING_SECONDS)
         except (NobodyThereError, SilentError, ServiceError):

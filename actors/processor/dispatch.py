@@ -255,6 +255,7 @@ class Dispatcher:
             if isinstance(outcome, bytes):
                 self._journal.end(job, error)
             else:
+                job.refused[seat.incarnation] = seat.version
                 self.crashed(job, f"{short(seat.registration.slot, seat.registration.generation)} does not answer")
 
         self._abort(job.id, attempt, seat, tries=1, told=judged)

@@ -1,8 +1,10 @@
 """Requests over NATS as clients see them: accepted, deltas, one last word, whatever the GPU actors do."""
 
 import asyncio
+from typing import Any
 
 import pytest
+from nats.aio.msg import Msg
 
 from messages import codec
 from messages.bus import Bus
@@ -607,3 +609,42 @@ async def test_aborting_gives_each_its_error(stage: Stage) -> None:
         error = await talk.last()
         assert isinstance(error, Error)
         assert error.code == 503
+
+
+# Last words and claims that were lost on the way.
+
+
+@pytest.mark.parametrize(
+    ("more", "had", "reason"),
+    [({"max_tokens": 2}, [10, 11], "length"), ({"max_tokens": 9, "stop_token_ids": [12]}, [10, 12], "stop")],
+)
+async def test_a_client_that_has_it_all_gets_the_last_word_again(
+    stage: Stage, more: dict[str, Any], had: list[int], reason: str
+) -> None:
+    decode = await stage.gpu("decode")
+    talk = await stage.generate([1], resume={"attempt": 1, "token_ids": had}, **more)
+    done = await talk.last()
+    assert isinstance(done, Done)
+    assert (done.finish_reason, done.attempt, done.usage.completion_tokens, talk.deltas) == (reason, 2, 2, [])
+    assert decode.work.empty()
+    assert len(stage.service.journal) == 0
+
+
+async def test_an_owner_says_again_that_it_is_one(stage: Stage, bus: Bus) -> None:
+    """Who took the request later, because the client had not heard of the first, has not heard the claim either."""
+    await stage.gpu("decode")
+    talk = await stage.generate([1])
+    await talk.accepted()
+    heard: asyncio.Queue[Own] = asyncio.Queue()
+
+    async def hear(msg: Msg) -> None:
+        heard.put_nowait(codec.from_msgpack(msg.data, Own))
+
+    await bus.subscribe(stage.subjects.own(talk.id), hear)
+    await bus.flush()
+    later = Own(request=talk.id, attempt=1, owner="demo-processor-1-g1")
+    await bus.publish(stage.subjects.own(talk.id), codec.to_msgpack(later))
+    async with asyncio.timeout(SECONDS):
+        claims = [await heard.get(), await heard.get()]
+    assert claims[1].owner < later.owner
+    assert len(stage.service.journal) == 1
