@@ -11,6 +11,7 @@ import hashlib
 import logging
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -24,9 +25,11 @@ from supervisor.state import ProcessRecord
 
 log = logging.getLogger("troupe.prefork")
 
+PROGRAM: Final = (sys.executable, "-m", "actors", "prefork")
 READY_SECONDS: Final = 180.0
 FORK_SECONDS: Final = 20.0
 STOP_SECONDS: Final = 5.0
+LAST_LINES_SECONDS: Final = 0.2
 BACKOFF: Final = 1.0
 BACKOFF_MAX: Final = 60.0
 EXITS_KEPT: Final = 256
@@ -41,8 +44,9 @@ class ForkError(Exception):
 class ForkParent:
     """One prefork parent, for one kind of device."""
 
-    def __init__(self, folder: Path, device: str) -> None:
+    def __init__(self, folder: Path, device: str, program: Sequence[str] = PROGRAM) -> None:
         self._folder = folder
+        self._program = list(program)
         self._device = device
         self._process: Process | None = None
         self._writer: asyncio.StreamWriter | None = None
@@ -52,6 +56,8 @@ class ForkParent:
         self._exits: dict[int, int] = {}
         self._heard = asyncio.Condition()
         self._stopping = asyncio.Event()
+        self._kept = asyncio.Event()
+        self._kept.set()
         self._was_ready = False
         self._resting = False
         self._refusing = False
@@ -63,7 +69,14 @@ class ForkParent:
         return self._process.pid if self._process is not None and not self._process.ended else None
 
     async def keep(self) -> None:
-        """Keep a parent running and connected until `stop`; run it as a task."""
+        """Keep a parent running and connected until `stop`; run it as a task. Cancelled, it leaves the parent be."""
+        self._kept.clear()
+        try:
+            await self._keep()
+        finally:
+            self._kept.set()
+
+    async def _keep(self) -> None:
         streak = 0
         while not self._stopping.is_set():
             self._was_ready = False
@@ -73,6 +86,9 @@ class ForkParent:
             except (ForkError, spawner.SpawnError, OSError, msgspec.DecodeError) as error:
                 why = str(error) or type(error).__name__
             self._disconnected(why)
+            if self._process is not None:
+                # Gone as a rule; one that lives without listening to us is no parent to rely on.
+                await spawner.end(self._process, STOP_SECONDS)
             if self._stopping.is_set():
                 return
             streak = 0 if self._was_ready else streak + 1
@@ -127,17 +143,19 @@ class ForkParent:
     async def stop(self) -> None:
         """End the parent; the actors that it forked live on."""
         self._stopping.set()
-        if self._process is not None and not self._process.ended:
+        if self._process is not None:
             await spawner.end(self._process, STOP_SECONDS)
+        await self._kept.wait()
         self._disconnected("it was ended")
-        for name in ("process.json", "socket"):
-            with contextlib.suppress(FileNotFoundError):
-                (self._folder / name).unlink()
+        for path in (self._folder / "process.json", socket_path(self._folder)):
+            await asyncio.to_thread(path.unlink, missing_ok=True)
 
     async def _run(self) -> None:
         """Adopt or start the parent, connect, and listen to it until it goes away."""
-        self._process = self._adopt() or self._start()
+        self._process = await self._adopt() or await self._start()
         process, path = self._process, socket_path(self._folder)
+        if self._stopping.is_set():
+            return
         reader, writer = await self._connect(process, path)
         try:
             ready = codec.from_json(await reader.readline(), Ready)
@@ -150,34 +168,54 @@ class ForkParent:
             self._writer = writer
             self._ready.set()
             self._was_ready = True
-            while line := await reader.readline():
-                await self._on_line(codec.from_json(line, FromParent))  # type: ignore[arg-type]
+            await self._listen(process, reader)
         finally:
             writer.close()
-        if not process.ended:
-            # It closed the connection but lives: that is no parent to rely on.
-            await spawner.end(process, STOP_SECONDS)
 
-    def _adopt(self) -> Process | None:
-        record = state.read(self._folder / "process.json", ProcessRecord)
-        return spawner.adopt(record.pid, record.start_time) if record is not None else None
+    async def _listen(self, process: Process, reader: asyncio.StreamReader) -> None:
+        """Take in what the parent says until it hangs up or ends; a child of its might hold the line open for ever."""
 
-    def _start(self) -> Process:
-        self._folder.mkdir(exist_ok=True)
+        async def lines() -> None:
+            while line := await reader.readline():
+                await self._on_line(codec.from_json(line, FromParent))  # type: ignore[arg-type]
+
+        reading = asyncio.ensure_future(lines())
+        ending = asyncio.ensure_future(process.wait_alone())
+        try:
+            await asyncio.wait({reading, ending}, return_when=asyncio.FIRST_COMPLETED)
+            if not reading.done():
+                await asyncio.wait({reading}, timeout=LAST_LINES_SECONDS)
+            if reading.done():
+                reading.result()
+        finally:
+            reading.cancel()
+            ending.cancel()
+            await asyncio.gather(reading, ending, return_exceptions=True)
+
+    async def _adopt(self) -> Process | None:
+        record = await asyncio.to_thread(state.read, self._folder / "process.json", ProcessRecord)
+        return await spawner.adopt(record.pid, record.start_time) if record is not None else None
+
+    async def _start(self) -> Process:
         path = socket_path(self._folder)
-        path.unlink(missing_ok=True)
-        state.rotate(self._folder / "log")
-        argv = [sys.executable, "-m", "actors", "prefork", "--socket", str(path), "--device", self._device]
-        process = spawner.start(argv, env={}, log=self._folder / "log")
-        state.write(self._folder / "process.json", spawner.record_of(process, argv))
+        await asyncio.to_thread(self._prepare, path)
+        argv = [*self._program, "--socket", str(path), "--device", self._device]
+        process = await spawner.start(argv, env={}, log=self._folder / "log")
+        await asyncio.to_thread(state.write, self._folder / "process.json", spawner.record_of(process, argv))
         log.info("prefork parent for %s started (pid %d)", self._device, process.pid)
         return process
+
+    def _prepare(self, path: Path) -> None:
+        self._folder.mkdir(exist_ok=True)
+        path.unlink(missing_ok=True)
+        state.rotate(self._folder / "log")
 
     async def _connect(self, process: Process, path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Connect as soon as the parent listens, which is when its imports are done."""
         for _ in range(round(READY_SECONDS / 0.05)):
             if process.ended:
-                raise ForkError(f"it ended while importing: {state.last_words(self._folder / 'log')}")
+                words = await asyncio.to_thread(state.last_words, self._folder / "log")
+                raise ForkError(f"it ended while importing: {words}")
             try:
                 return await asyncio.open_unix_connection(str(path))
             except (FileNotFoundError, ConnectionRefusedError):
@@ -190,7 +228,7 @@ class ForkParent:
                 answer = self._pending.get((slot, generation))
                 if answer is not None and not answer.done():
                     answer.set_result(said)
-                elif (late := spawner.adopt(said.pid, said.start_time)) is not None:
+                elif (late := await spawner.adopt(said.pid, said.start_time)) is not None:
                     # Whoever asked has given up and started the slot another way by now.
                     late.kill()
             case Failed(slot=slot, generation=generation, reason=reason):

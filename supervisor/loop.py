@@ -94,8 +94,8 @@ class Supervisor:
         """
         self._main = asyncio.current_task()
         self._over, self._gate_changed = asyncio.Event(), asyncio.Event()
-        self._check_folder()
-        self._take_ports()
+        await asyncio.to_thread(self._check_folder)
+        await asyncio.to_thread(self._take_ports)
         try:
             await self._open_bus()
             try:
@@ -104,9 +104,9 @@ class Supervisor:
                 await self._bus.close()
         finally:
             self._ports.close()
-            if self._embedded is not None and (self._world.lives.over or not self._anything_runs()):
-                await self._embedded.stop()
-        self._folder.cluster_file.unlink(missing_ok=True)
+            if self._world.lives.over:
+                await self._stop_embedded()
+        await asyncio.to_thread(self._folder.cluster_file.unlink, missing_ok=True)
 
     def end(self) -> None:
         """End everything, front to back; called a second time, at once. Before anything has begun, just stop."""
@@ -156,19 +156,22 @@ class Supervisor:
             log.info("NATS server %s (pid %s) at %s", how, self._embedded.pid, self._embedded.url)
         try:
             self._bus = await Bus.connect(self._nats, name="supervisor", wait=BUS_WAIT)
-        except BusError:
-            if self._embedded is not None and not self._anything_runs():
-                await self._embedded.stop()
+            try:
+                await self._bus.require_jetstream()
+                await self._open_buckets()
+            except BaseException:
+                await self._bus.close()
+                raise
+        except BaseException:
+            # Nothing of ours has been started yet; a server that others of ours depend on is left to them.
+            if not await asyncio.to_thread(self._anything_runs):
+                await self._stop_embedded()
             raise
-        try:
-            await self._bus.require_jetstream()
-            await self._open_buckets()
-        except BusError:
-            await self._bus.close()
-            if self._embedded is not None and not self._anything_runs():
-                await self._embedded.stop()
-            raise
-        self._write_record()
+        await asyncio.to_thread(self._write_record)
+
+    async def _stop_embedded(self) -> None:
+        if self._embedded is not None:
+            await self._embedded.stop()
 
     async def _open_buckets(self) -> None:
         self._registry = await self._bus.bucket(self._subjects.registry_bucket)
@@ -196,13 +199,11 @@ class Supervisor:
         if self._embedded is not None:
             arguments += ["--nats", self._nats.urls[0]]
         self._seen = time.monotonic()
-        self._bus.on_lost(lambda: self._feed(events.Bus(up=False)))
-        self._bus.on_back(self._on_back)
         try:
             async with asyncio.TaskGroup() as self._tasks:
                 self._slots = Slots(self._folder, arguments, self._on_stage, self._tasks)
                 self._begun = True
-                self._adopt()
+                await self._adopt()
                 await self._remember_gates()
                 await self._bus.subscribe(self._subjects.heartbeats, self._on_heartbeat)
                 await self._bus.subscribe(self._subjects.supervises, self._on_order)
@@ -213,6 +214,9 @@ class Supervisor:
                 ]
                 if self._embedded is not None:
                     background.append(self._tasks.create_task(self._embedded.keep()))
+                # Only now, when all that runs is known: with the bus there, what does not run is started.
+                self._bus.on_lost(lambda: self._feed(events.Bus(up=False)))
+                self._bus.on_back(self._on_back)
                 self._feed(events.Bus(up=self._bus.connected))
                 await self._over.wait()
                 await self._last_gates()
@@ -223,15 +227,15 @@ class Supervisor:
             if self._begun:
                 self._slots.close()
 
-    def _adopt(self) -> None:
+    async def _adopt(self) -> None:
         """Take over what an earlier supervisor left running, and end what is in no cast any more."""
-        for slot, record in self._folder.slots().items():
+        for slot, record in (await asyncio.to_thread(self._folder.slots)).items():
             spec = self._specs.get(slot)
             if spec is None:
-                if (stray := spawner.adopt(record.pid, record.start_time)) is not None:
+                if (stray := await spawner.adopt(record.pid, record.start_time)) is not None:
                     log.warning("%s is in the cast no more; it is ended", short(slot, record.generation))
                     self._own(spawner.end(stray, self._cluster.nats.grace))
-            elif (running := self._slots.adopt(spec)) is not None:
+            elif (running := await self._slots.adopt(spec)) is not None:
                 generation, age = running.record.generation, max(0.0, time.time() - running.record.started)
                 log.info("%s runs on (pid %d), adopted", short(slot, generation), running.process.pid)
                 self._adopted.add(slot)
@@ -308,14 +312,14 @@ class Supervisor:
             self._feed(events.Tick())
             if time.monotonic() - trimmed > TRIM_EVERY:
                 trimmed = time.monotonic()
-                self._slots.trim_logs()
+                await asyncio.to_thread(self._slots.trim_logs)
 
     # Processes.
 
     async def _start(self, slot: str) -> None:
         """Claim a generation and start its process; without the bus there is no generation, and no start."""
         spec, life = self._specs[slot], self._world.lives.slots[slot]
-        known = state.read(self._folder.slot(slot) / "process.json", state.ProcessRecord)
+        known = await asyncio.to_thread(state.read, self._folder.slot(slot) / "process.json", state.ProcessRecord)
         used = max(life.generation, known.generation if known is not None else 0)
         more = ["--http-port", str(self._ports.of[spec.alias])] if spec.http is not None else []
         try:
@@ -338,7 +342,7 @@ class Supervisor:
     async def _look(self, slot: str, generation: int) -> None:
         """Look at a slot whose lease is over: at its process first, and if that seems well ask the actor."""
         running = self._slots.running.get(slot)
-        found = running.process.state if running is not None else None
+        found = await running.process.state() if running is not None else None
         answer: Any = "unasked"
         if found is not None and found not in "TZX" and self._bus.connected:
             try:

@@ -1,7 +1,6 @@
 """The embedded NATS server: started in the state folder, started again when it dies, adopted, and stopped last."""
 
 import asyncio
-import contextlib
 import json
 import logging
 import os
@@ -57,8 +56,8 @@ class NatsServer:
 
     async def start(self) -> bool:
         """Adopt the server that runs in this folder, or start one; return whether it was adopted. Raises NatsError."""
-        record = state.read(self._folder / "process.json", ProcessRecord)
-        if record is not None and (adopted := spawner.adopt(record.pid, record.start_time)) is not None:
+        record = await asyncio.to_thread(state.read, self._folder / "process.json", ProcessRecord)
+        if record is not None and (adopted := await spawner.adopt(record.pid, record.start_time)) is not None:
             self._process, self.port = adopted, record.port
             return True
         wanted = self._config.port
@@ -97,39 +96,43 @@ class NatsServer:
         self._stopping = True
         if self._process is not None and not self._process.ended:
             await spawner.end(self._process, STOP_SECONDS)
-        with contextlib.suppress(FileNotFoundError):
-            (self._folder / "process.json").unlink()
+        await asyncio.to_thread((self._folder / "process.json").unlink, missing_ok=True)
 
     async def _launch(self, port: int) -> None:
         """Start a server on this port, 0 for one of its own choice, and wait until it listens."""
-        binary = find_binary()
-        self._folder.mkdir(exist_ok=True)
-        path = self._folder / "nats.conf"
-        path.write_text(_configuration(self._folder, self._cluster, port, self._config.max_payload))
+        argv = await asyncio.to_thread(self._prepare, port)
         output = self._folder / "log"
-        state.rotate(output)
-        for stale in self._folder.glob("*.ports"):
-            stale.unlink()
-        argv = [binary, "-c", str(path)]
         try:
-            process = spawner.start(argv, env={}, log=output)
+            process = await spawner.start(argv, env={}, log=output)
         except spawner.SpawnError as error:
             raise NatsError(f"the NATS server cannot be started: {error}") from None
         self._process = process
         try:
             async with asyncio.timeout(START_SECONDS):
-                while (found := self._listening(process.pid)) is None:
+                while (found := await asyncio.to_thread(self._listening, process.pid)) is None:
                     if process.ended:
                         await process.wait()
-                        raise NatsError(f"the NATS server ended at once: {state.last_words(output)}")
+                        words = await asyncio.to_thread(state.last_words, output)
+                        raise NatsError(f"the NATS server ended at once: {words}")
                     await asyncio.sleep(0.01)
         except TimeoutError:
             process.kill()
             await process.wait()
             raise NatsError(f"the NATS server did not listen within {START_SECONDS:g} s; see {output}") from None
         self.port = found
-        record = spawner.record_of(process, argv)
-        state.write(self._folder / "process.json", msgspec.structs.replace(record, port=found))
+        record = msgspec.structs.replace(spawner.record_of(process, argv), port=found)
+        await asyncio.to_thread(state.write, self._folder / "process.json", record)
+
+    def _prepare(self, port: int) -> list[str]:
+        """Write the configuration and clear away what an earlier life left; return the command."""
+        binary = find_binary()
+        self._folder.mkdir(exist_ok=True)
+        path = self._folder / "nats.conf"
+        path.write_text(_configuration(self._folder, self._cluster, port, self._config.max_payload))
+        state.rotate(self._folder / "log")
+        for stale in self._folder.glob("*.ports"):
+            stale.unlink()
+        return [binary, "-c", str(path)]
 
     def _listening(self, pid: int) -> int | None:
         """Read the port from the file that the server writes once it listens."""

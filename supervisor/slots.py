@@ -59,27 +59,29 @@ class Slots:
     async def start(self, spec: Spec, generation: int, more: list[str], restarts: int, reason: str) -> Running:
         """Start the next life of a slot; raises SpawnError. `more` are arguments of this slot alone."""
         folder = self._folder.slot(spec.slot)
-        self._prepare(spec.slot, folder)
+        await asyncio.to_thread(_prepare, folder)
+        self._open_pipe(spec.slot, folder)
         argv = [spec.role, *self._arguments, "--slot", spec.slot, "--generation", str(generation), *more]
         plain = [sys.executable, "-m", "actors", *argv]
         running = await self._fork(spec, generation, argv, folder) if spec.spawn == "prefork" else None
         if running is None:
-            process = spawner.start(plain, env=spec.env, log=folder / "log")
+            process = await spawner.start(plain, env=spec.env, log=folder / "log")
             running = Running(process, spawner.record_of(process, plain), None)
         running.record = msgspec.structs.replace(
             running.record, generation=generation, restarts=restarts, reason=reason
         )
-        state.write(folder / "process.json", running.record)
+        await asyncio.to_thread(state.write, folder / "process.json", running.record)
         self.running[spec.slot] = running
         return running
 
-    def adopt(self, spec: Spec) -> Running | None:
+    async def adopt(self, spec: Spec) -> Running | None:
         """Take over the slot's process that an earlier supervisor started, if it still runs."""
         folder = self._folder.slot(spec.slot)
-        record = state.read(folder / "process.json", ProcessRecord)
-        if record is None or (process := spawner.adopt(record.pid, record.start_time)) is None:
+        record = await asyncio.to_thread(state.read, folder / "process.json", ProcessRecord)
+        if record is None or (process := await spawner.adopt(record.pid, record.start_time)) is None:
             return None
         parent = self._parent(spec.device) if record.spawn == "prefork" else None
+        await asyncio.to_thread(_make_pipe, folder)
         self._open_pipe(spec.slot, folder)
         self.running[spec.slot] = running = Running(process, record, parent)
         return running
@@ -88,13 +90,14 @@ class Slots:
         """Wait until the slot's process is gone; return its exit code (None: nobody knows) and the reason in words."""
         running = self.running[slot]
         status = await running.process.wait()
-        note = state.read(self._folder.slot(slot) / "exit.json", ExitNote)
+        folder = self._folder.slot(slot)
+        note = await asyncio.to_thread(state.read, folder / "exit.json", ExitNote)
         if note is not None and note.generation != running.record.generation:
             note = None
         if status is None and note is None and running.parent is not None:
             status = await running.parent.status_of(running.process.pid, STATUS_SECONDS)
         del self.running[slot]
-        return _verdict(status, note, self._folder.slot(slot) / "log")
+        return _verdict(status, note, await asyncio.to_thread(state.last_words, folder / "log"))
 
     def signal(self, slot: str, generation: int, number: signal.Signals) -> None:
         """Send a signal to the actor of this life; to an earlier one, to nobody."""
@@ -151,9 +154,10 @@ class Slots:
                 raise SpawnError(str(error)) from None
             log.warning("%s is started the plain way: %s", short(spec.slot, generation), error)
             return None
-        process = spawner.adopt(spawned.pid, spawned.start_time)
+        process = await spawner.adopt(spawned.pid, spawned.start_time)
         if process is None:
-            raise SpawnError(f"its forked process ended at once: {state.last_words(folder / 'log')}")
+            words = await asyncio.to_thread(state.last_words, folder / "log")
+            raise SpawnError(f"its forked process ended at once: {words}")
         record = ProcessRecord(
             pid=spawned.pid, start_time=spawned.start_time, argv=argv, started=time.time(), spawn="prefork"
         )
@@ -165,22 +169,11 @@ class Slots:
             self._tasks.create_task(self._parents[device].keep())
         return self._parents[device]
 
-    def _prepare(self, slot: str, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        state.rotate(folder / "log")
-        (folder / "log").touch(mode=0o600)
-        (folder / "exit.json").unlink(missing_ok=True)
-        self._open_pipe(slot, folder)
-
     def _open_pipe(self, slot: str, folder: Path) -> None:
-        """Make the slot's pipe and hold both of its ends, so that it outlives every writer."""
+        """Hold both ends of the slot's pipe, so that it outlives every writer."""
         if slot in self._pipes:
             return
-        path = folder / "stages"
-        if not path.is_fifo():
-            path.unlink(missing_ok=True)
-            os.mkfifo(path, 0o600)
-        fd = self._pipes[slot] = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+        fd = self._pipes[slot] = os.open(folder / "stages", os.O_RDWR | os.O_NONBLOCK)
         asyncio.get_running_loop().add_reader(fd, self._read_pipe, slot, fd)
 
     def _read_pipe(self, slot: str, fd: int) -> None:
@@ -198,15 +191,31 @@ class Slots:
                 self._on_stage(slot, stage)
 
 
+def _prepare(folder: Path) -> None:
+    """Make a slot's folder ready for its next life."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state.rotate(folder / "log")
+    (folder / "log").touch(mode=0o600)
+    (folder / "exit.json").unlink(missing_ok=True)
+    _make_pipe(folder)
+
+
+def _make_pipe(folder: Path) -> None:
+    path = folder / "stages"
+    if not path.is_fifo():
+        path.unlink(missing_ok=True)
+        os.mkfifo(path, 0o600)
+
+
 async def end_parents(folder: Folder) -> None:
     """End every prefork parent that the folder knows."""
-    for path, record in folder.parents().items():
-        if (process := spawner.adopt(record.pid, record.start_time)) is not None:
+    for path, record in (await asyncio.to_thread(folder.parents)).items():
+        if (process := await spawner.adopt(record.pid, record.start_time)) is not None:
             await spawner.end(process, STATUS_SECONDS)
-        (path / "process.json").unlink(missing_ok=True)
+        await asyncio.to_thread((path / "process.json").unlink, missing_ok=True)
 
 
-def _verdict(status: int | None, note: ExitNote | None, output: Path) -> tuple[int | None, str]:
+def _verdict(status: int | None, note: ExitNote | None, words: str) -> tuple[int | None, str]:
     """Say how a life ended: by what the actor wrote, by what its parent saw, by its last line."""
     if status is not None and status < 0:
         return None, f"killed by {_signal_name(-status)}"
@@ -214,7 +223,6 @@ def _verdict(status: int | None, note: ExitNote | None, output: Path) -> tuple[i
         return note.code, f"{note.reason} ({_code_name(note.code)})"
     if status is None:
         return None, "killed, cause unknown"
-    words = state.last_words(output)
     return status, f"{_code_name(status)}{': ' + words if words else ''}"
 
 

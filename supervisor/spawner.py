@@ -42,10 +42,9 @@ class Process:
         """Whether the process is gone."""
         return self._ended.is_set()
 
-    @property
-    def state(self) -> str | None:
-        """Its state as /proc has it, or None if it is gone."""
-        found = procfs.process(self.pid)
+    async def state(self) -> str | None:
+        """Return its state as /proc has it, or None if it is gone."""
+        found = await asyncio.to_thread(procfs.process, self.pid)
         return found.state if found is not None and found.start_time == self.start_time else None
 
     def signal(self, number: signal.Signals) -> None:
@@ -55,9 +54,11 @@ class Process:
                 signal.pidfd_send_signal(self._pidfd, number)
 
     def kill(self) -> None:
-        """Send SIGKILL to all of its session."""
+        """Send SIGKILL to it and to its process group; `wait` does the same to what is left of its session."""
+        if not self.ended:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
         self.signal(signal.SIGKILL)
-        kill_session(self.pid)
 
     async def wait(self) -> int | None:
         """Wait until it is gone, and all of its session with it.
@@ -66,11 +67,11 @@ class Process:
         """
         await self._ended.wait()
         for _ in range(round(SWEEP_SECONDS / SWEEP_PAUSE)):
-            if not kill_session(self.pid):
+            if not await asyncio.to_thread(kill_session, self.pid):
                 break
             await asyncio.sleep(SWEEP_PAUSE)
         # Reaped only now: until then nobody else can get the pid that names the session.
-        return self._popen.wait() if self._popen is not None else None
+        return self._popen.poll() if self._popen is not None else None
 
     async def wait_alone(self) -> None:
         """Wait until it is gone, and leave the rest of its session be: for a process that is none of our making."""
@@ -82,8 +83,13 @@ class Process:
         self._ended.set()
 
 
-def start(argv: list[str], *, env: dict[str, str], log: Path) -> Process:
+async def start(argv: list[str], *, env: dict[str, str], log: Path) -> Process:
     """Start a program with its output going to `log`; raises SpawnError."""
+    popen, start_time = await asyncio.to_thread(_popen, argv, env, log)
+    return Process(popen.pid, start_time, os.pidfd_open(popen.pid), popen)
+
+
+def _popen(argv: list[str], env: dict[str, str], log: Path) -> tuple[subprocess.Popen[bytes], int]:
     try:
         with log.open("ab") as output:
             popen = subprocess.Popen(
@@ -98,16 +104,17 @@ def start(argv: list[str], *, env: dict[str, str], log: Path) -> Process:
         raise SpawnError(f"{argv[0]}: {error.strerror or error}") from None
     # Nobody else can reap it, so the pid is its own even if it has ended by now.
     found = procfs.process(popen.pid)
-    return Process(popen.pid, found.start_time if found is not None else 0, os.pidfd_open(popen.pid), popen)
+    return popen, found.start_time if found is not None else 0
 
 
-def adopt(pid: int, start_time: int) -> Process | None:
+async def adopt(pid: int, start_time: int) -> Process | None:
     """Watch a process that somebody else started; None if it is gone, or its pid is another's by now."""
     try:
         pidfd = os.pidfd_open(pid)
-    except (ProcessLookupError, OSError, ValueError):
+    except (OSError, ValueError):
         return None
-    found = procfs.process(pid)
+    # Looked at after the pidfd was opened: from then on the pid cannot change hands unnoticed.
+    found = await asyncio.to_thread(procfs.process, pid)
     if found is None or found.start_time != start_time or found.state in DEAD:
         os.close(pidfd)
         return None

@@ -45,7 +45,7 @@ async def _end_supervisor(folder: Folder, patience: float) -> int:
     """Ask the living supervisor to end everything; insist, and at last kill it."""
     pid = folder.holder()
     found = procfs.process(pid) if pid else None
-    supervisor = spawner.adopt(found.pid, found.start_time) if found is not None else None
+    supervisor = await spawner.adopt(found.pid, found.start_time) if found is not None else None
     if supervisor is None:
         return 0
     say(f"supervisor (pid {supervisor.pid}): draining front to back")
@@ -71,7 +71,7 @@ async def _end_rest(folder: Folder, patience: float) -> int:
     await end_parents(folder)
     record = state.read(folder.nats / "process.json", ProcessRecord)
     if record is not None:
-        if (server := spawner.adopt(record.pid, record.start_time)) is not None:
+        if (server := await spawner.adopt(record.pid, record.start_time)) is not None:
             say(f"NATS server (pid {server.pid}): ending")
             await spawner.end(server, NATS_SECONDS)
             ended += 1
@@ -83,7 +83,7 @@ async def _end_rest(folder: Folder, patience: float) -> int:
 async def _end_all(slots: Iterable[tuple[str, ProcessRecord]], patience: float) -> int:
     living: list[Process] = []
     for slot, record in slots:
-        if (process := spawner.adopt(record.pid, record.start_time)) is not None:
+        if (process := await spawner.adopt(record.pid, record.start_time)) is not None:
             say(f"{short(slot, record.generation)} (pid {process.pid}): {'draining' if patience else 'ending'}")
             living.append(process)
     await asyncio.gather(*(spawner.end(process, patience or 1.0) for process in living))
