@@ -13,6 +13,7 @@ import pytest
 
 from messages.bus import Bus
 from messages.config import Nats
+from tests.harness import Prefork
 
 SERVER_SECONDS = 10.0
 
@@ -81,6 +82,14 @@ async def bus(nats_server: NatsServer) -> AsyncIterator[Bus]:
     connection = await Bus.connect(Nats(url=nats_server.url), name="test", wait=5)
     yield connection
     await connection.close()
+
+
+@pytest.fixture(scope="session")
+def parent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefork]:
+    """A prefork parent that has imported SGLang."""
+    made = Prefork(tmp_path_factory.mktemp("prefork"))
+    yield made
+    made.stop()
 
 
 async def eventually(check: "object", seconds: float = 5.0) -> None:

@@ -26,14 +26,6 @@ def models(engine: str) -> list[dict[str, Any]]:
     return [model | {"name": "demo", "cast": apart}, model | {"name": "whole", "cast": whole}]
 
 
-@pytest.fixture(scope="session")
-def parent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefork]:
-    """A prefork parent that has imported SGLang."""
-    made = Prefork(tmp_path_factory.mktemp("prefork"))
-    yield made
-    made.stop()
-
-
 def _engines(engine: str, folder: Path, parent: Prefork | None) -> Iterator[Cast]:
     server = NatsServer(folder / "jetstream")
     server.start()
