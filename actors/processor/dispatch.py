@@ -151,6 +151,7 @@ class Dispatcher:
 
     def _answered(self, job: Job, attempt: int, leg: Leg, outcome: bytes | Exception) -> None:
         if isinstance(outcome, bytes):
+            leg.accepted = True
             return
         if job.over or job.attempt != attempt or leg.done:
             if isinstance(outcome, SilentError) and not leg.done:
@@ -185,6 +186,7 @@ class Dispatcher:
 
     def _decoded(self, job: Job, leg: Leg, item: Item) -> None:
         finish = item.finish
+        leg.accepted = True
         if item.tokens:
             ids = codec.unpack_tokens(item.tokens)
             have = len(job.tokens) - job.base
@@ -266,10 +268,13 @@ class Dispatcher:
         """A seat's life is over: what it had of ours goes on elsewhere."""
         where = short(seat.registration.slot, seat.registration.generation)
         for job in list(self._at.pop(seat.incarnation, {}).values()):
-            for leg in (job.prefill, job.decode):
-                if leg is not None and leg.seat is seat:
-                    leg.done = True
-            self.crashed(job, f"{where} died")
+            there = [leg for leg in (job.prefill, job.decode) if leg is not None and leg.seat is seat]
+            for leg in there:
+                leg.done = True
+            if any(leg.accepted for leg in there):
+                self.crashed(job, f"{where} died")
+            else:
+                self.again(job)
 
     def crashed(self, job: Job, why: str) -> None:
         """Go on elsewhere after a fault of an actor; a request that has met two of them is perhaps their cause."""

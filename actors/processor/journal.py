@@ -67,12 +67,13 @@ class Piece(Struct):
 
 
 class Leg:
-    """One side of an attempt: the seat that was asked to prefill or to decode."""
+    """One side of an attempt: the seat that was asked to prefill or to decode, and whether it has taken it."""
 
-    __slots__ = ("done", "seat")
+    __slots__ = ("accepted", "done", "seat")
 
     def __init__(self, seat: Seat) -> None:
         self.seat = seat
+        self.accepted = False
         self.done = False
 
 

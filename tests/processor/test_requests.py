@@ -280,19 +280,34 @@ async def test_a_newer_generation_means_that_the_older_is_over(stage: Stage) -> 
 
 
 async def test_a_request_that_two_actors_died_of_ends(stage: Stage) -> None:
-    first, second = await stage.gpu("decode", 0), await stage.gpu("decode", 1, act=refuse(503))
+    first = await stage.gpu("decode", 0)
     talk = await stage.generate([1])
-    await first.got()
-    second.act = lambda gpu, job: None
-    await second.beat()
+    await first.emit(await first.got(), [11])
+    await talk.tokens_come(1)
     await first.die()
-    while not second.work.empty() or not stage.service.view.seats[second.slot].own:
-        await second.got()
+    second = await stage.gpu("decode", 1)
+    await second.emit(await second.got(), [12])
+    await talk.tokens_come(2)
     await second.die()
     error = await talk.last()
     assert isinstance(error, Error)
     assert error.code == 500
     assert "died" in error.message
+
+
+async def test_who_died_before_accepting_did_not_die_of_it(stage: Stage) -> None:
+    first, second = await stage.gpu("decode", 0), await stage.gpu("decode", 1, act=refuse(503))
+    talk = await stage.generate([1])
+    await first.got()
+    second.act = silent
+    await second.beat()
+    await first.die()
+    while not second.work.empty() or not stage.service.view.seats[second.slot].own:
+        await second.got()
+    await second.die()
+    third = await stage.gpu("decode", 2)
+    await third.emit(await third.got(), [5], "length")
+    assert isinstance(await talk.last(), Done)
 
 
 async def test_what_cannot_be_continued_says_why(stage: Stage) -> None:
