@@ -26,7 +26,8 @@ class SlotStatus(Struct, kw_only=True, omit_defaults=True):
 
     `state`: waiting, starting, loading, ready, draining, killing, stopped or failed; `seconds` for how long; `live`
     whether requests may be sent there. `reason` is the last reason for a restart or a stop, `planned` whether it was
-    asked for. `stage` is what a loading slot is at. The figures are those of the last heartbeat.
+    asked for. `stage` is what a loading slot is at. The figures are those of the last heartbeat. `http` is the address
+    of a processor's door or of the publisher's metrics; `events` are the ZMQ endpoints of KV events that stay there.
     """
 
     slot: str
@@ -50,6 +51,8 @@ class SlotStatus(Struct, kw_only=True, omit_defaults=True):
     kv_used: int = 0
     kv_total: int = 0
     rss_bytes: int = 0
+    http: str = ""
+    events: list[str] = []
 
 
 class Status(Struct, kw_only=True, omit_defaults=True):

@@ -61,6 +61,8 @@ def _slot(life: Life, world: World, running: Running | None, now: float) -> Slot
         spawn=running.record.spawn if running is not None else spec.spawn,
         stage=running.stage if running is not None and life.phase is Phase.LOADING else "",
         load_seconds=entry.registration.load_seconds if entry is not None else 0.0,
+        http=(entry.registration.http or "") if entry is not None else "",
+        events=_events(entry.registration) if entry is not None else [],
     )
     return _with_figures(status, entry.beat if entry is not None else None)
 
@@ -83,7 +85,14 @@ def _left(slot: str, process: ProcessRecord, registered: Registration | None, re
         gpus=ours.gpus if ours is not None else [],
         spawn=process.spawn,
         load_seconds=ours.load_seconds if ours is not None else 0.0,
+        http=(ours.http or "") if ours is not None else "",
+        events=_events(ours) if ours is not None else [],
     )
+
+
+def _events(registration: Registration) -> list[str]:
+    """Where a slot's KV events are to be had by ZMQ, if they are left there."""
+    return [source.endpoint for source in registration.kv_sources] if registration.events == "zmq" else []
 
 
 def _with_figures(status: SlotStatus, beat: Heartbeat | None) -> SlotStatus:

@@ -14,6 +14,7 @@ from typing import Final
 from msgspec import Struct
 
 from actors.actor import Setup
+from actors.engines.engine import ConfigurationError
 from messages.lifecycle import KvSource
 
 PATH_LIMIT: Final = 100
@@ -48,16 +49,22 @@ def of_rank(endpoint: str, rank: int) -> str:
 
 
 def prepare(setup: Setup, dp_ranks: int = 1) -> Places | None:
-    """Make the places for one life of an engine, empty, in place of an earlier life's; None with no publisher."""
+    """Make the places for one life of an engine, empty, in place of an earlier life's; None with no publisher.
+
+    Raises ConfigurationError where the advertised address is none of this machine's.
+    """
     if not setup.cluster.publisher.enabled:
         return None
     home = setup.folder.resolve()
     metrics = home / "metrics"
     shutil.rmtree(metrics, ignore_errors=True)
-    metrics.mkdir(mode=0o700)
+    metrics.mkdir(mode=0o700, exist_ok=True)
     if setup.cluster.publisher.events == "zmq" or setup.cluster.publisher.engines == "cluster":
         host = setup.part.advertise
-        events = free_ports(host, 2 * dp_ranks)
+        try:
+            events = free_ports(host, 2 * dp_ranks)
+        except OSError as error:
+            raise ConfigurationError(f"advertise: {host}: no port for KV events can be had there: {error}") from None
         endpoint, replay = tcp(host, events), tcp(host, events + dp_ranks)
     else:
         folder = _private(home / "ipc")

@@ -1,8 +1,8 @@
 """Imports everything that an SGLang actor needs, in a process that will fork actors and must stay clean for it.
 
 Three full imports of SGLang, one after another (actor, scheduler, detokenizer), are nearly all of a cold start: 25 s
-of CPU time against 0.6 s when all three are forked from a process that has imported it. That process must have one
-thread, no event loop and no device opened; the guard here says so or says why not.
+of CPU time against 0.6 s when all three are forked from a process that has imported it. That process must have no
+event loop and no device opened, and on a CPU one thread; `guard` says so or says why not.
 """
 
 import gc
@@ -10,6 +10,8 @@ import multiprocessing
 import os
 from importlib import import_module
 from typing import Any, Final
+
+from actors.engines import cuda_answers
 
 MODULES: Final = (
     "sglang",
@@ -20,31 +22,52 @@ MODULES: Final = (
     "sglang.srt.models.registry",
     "actors.engines.sglang",
     "actors.worker",
-    "setproctitle",
 )
+LATE: Final = (
+    "setproctitle",
+    "sglang.srt.disaggregation.nixl.conn",
+    "sglang.srt.layers.attention.torch_native_backend",
+    "sglang.srt.layers.attention.triton_backend",
+)
+"""What is imported on the way to ready; one that is missing or not for this machine is imported when it is needed."""
 
 
 def preimport(device: str) -> None:
     """Import it all and freeze it out of the garbage collector, so that forked children share the pages.
 
-    Raises ImportError if SGLang is not installed.
+    Raises ImportError if SGLang is not installed, RuntimeError if the GPU cannot be asked what it is.
     """
     if device == "cpu":
         from actors.engines import cpu_shims
 
         cpu_shims.activate()
+    else:
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+        cuda_answers.stand_in()
     _make_children_fork()
     for module in MODULES:
         import_module(module)
-    _import_scheduler_backends()
+    if device == "cuda":
+        cuda_answers.restore_in_schedulers()
+    for module in LATE:
+        try:
+            import_module(module)
+        except Exception:
+            continue
     gc.collect()
     gc.freeze()
 
 
-def guard() -> str | None:
-    """Say why this process must not be forked, or None if it may: another thread's locks would be copied held."""
+def guard(device: str) -> str | None:
+    """Say why this process must not be forked, or None if it may.
+
+    Another thread's locks would be copied held; on a GPU machine libraries keep idle threads that have been seen to do
+    no harm. What is forked from a process that has initialised CUDA cannot use it.
+    """
+    if cuda_answers.initialised():
+        return "CUDA has been initialised in the parent" if device == "cuda" else None
     threads = len(os.listdir("/proc/self/task"))
-    return f"{threads} threads exist where there should be one" if threads != 1 else None
+    return f"{threads} threads exist where there should be one" if device == "cpu" and threads != 1 else None
 
 
 def _make_children_fork() -> None:
@@ -55,12 +78,3 @@ def _make_children_fork() -> None:
         set_start_method("fork", force=True)
 
     multiprocessing.set_start_method = fork
-
-
-def _import_scheduler_backends() -> None:
-    """What schedulers import late, on the way to ready; missing ones are no error, they are imported when needed."""
-    for module in ("sglang.srt.disaggregation.nixl.conn", "sglang.srt.layers.attention.torch_native_backend"):
-        try:
-            import_module(module)
-        except ImportError:
-            continue

@@ -117,6 +117,8 @@ def as_text(found: Status) -> str:
     embedded = f" (embedded, pid {found.nats_pid})" if found.nats_pid else ""
     lines.append(f"NATS    {', '.join(found.nats)}{embedded}{'' if found.nats_up else ', away'}")
     lines += [f"HTTP    {url}  ({alias})" for alias, url in found.http.items()]
+    lines += [f"metrics {slot.http}/metrics" for slot in found.slots if slot.role == "publisher" and slot.http]
+    lines += [f"events  {slot.slot}: {', '.join(slot.events)}" for slot in found.slots if slot.events]
     for gate in found.gates:
         how = "open" if gate.open else "closed"
         missing = ", ".join(f"{item.what} ({item.why})" for item in gate.missing)
