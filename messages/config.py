@@ -133,7 +133,7 @@ class Publisher(Written, kw_only=True):
     engines of the cluster, not only this host's: for containers, each of which is a host of its own.
     """
 
-    enabled: bool = False
+    enabled: bool = True
     name: str | None = None
     http: Metrics = field(default_factory=Metrics)
     events: Literal["nats", "zmq"] = "nats"

@@ -29,7 +29,7 @@ def simulated(**cast: dict[str, Any]) -> dict[str, Any]:
     roles: dict[str, dict[str, Any]] = {"processor": {"http": {"port": 0}}, "prefill": {}, "decode": {}}
     parts = {role: part | cast.get(role, {}) for role, part in roles.items() if cast.get(role) != {"count": 0}}
     model = {"name": "demo", "engine": "simulated", "tokenizer": TINY, "load_deadline": 20.0, "cast": parts}
-    return {"drills": "allowed", "models": [model]}
+    return {"drills": "allowed", "publisher": {"enabled": False}, "models": [model]}
 
 
 class Up:
