@@ -336,6 +336,9 @@ class Supervisor:
         await self._await_end(slot, generation)
 
     async def _await_end(self, slot: str, generation: int) -> None:
+        await self._slots.running[slot].process.wait_alone()
+        # Told at once: those who send it work look at the registry.
+        self._feed(restart.Gone(slot, generation))
         code, reason = await self._slots.ended(slot)
         self._feed(restart.Exited(slot, generation, code, reason, _jitter()))
 

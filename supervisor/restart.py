@@ -125,6 +125,13 @@ class Seen(Struct, frozen=True):
     state: State
 
 
+class Gone(Struct, frozen=True):
+    """The process has ended; what is left of its session is being killed, and `Exited` will follow."""
+
+    slot: str
+    generation: int
+
+
 class Exited(Struct, frozen=True):
     """The process is gone, and all of its session with it; `code` is None when nobody could tell it."""
 
@@ -156,7 +163,7 @@ class End(Struct, frozen=True):
     abort: bool = False
 
 
-Event = Bus | Tick | Started | StartFailed | Adopted | Seen | Exited | Condemned | Ask | End
+Event = Bus | Tick | Started | StartFailed | Adopted | Seen | Gone | Exited | Condemned | Ask | End
 
 
 # Commands.
@@ -258,6 +265,9 @@ def _one(life: Life, event: Event, lives: Lives, now: float, commands: list[Comm
             return _asked(life, what, lives, now, commands)
         case Seen(_, generation, state) if generation == life.generation:
             return _seen(life, state, now, commands)
+        case Gone(_, generation) if generation == life.generation and life.phase in RUNNING:
+            commands.append(Forget(life.spec.slot, generation))
+            return msgspec.structs.replace(_to(life, Phase.KILLING, now), kill_at=math.inf)
         case Exited(_, generation, code, reason, jitter) if generation == life.generation:
             return _exited(life, code, reason, jitter, lives, now, commands)
         case Condemned(_, generation, why) if generation == life.generation:

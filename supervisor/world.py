@@ -73,7 +73,7 @@ def step(world: World, event: Event, now: float) -> tuple[World, list[Command]]:
             | roster.Looked()
         ):
             world = _to_roster(world, event, now, commands)
-        case restart.Exited(slot, generation):
+        case restart.Gone(slot, generation) | restart.Exited(slot, generation):
             world = _to_lives(world, event, now, commands)
             entry = world.roster.entries.get(slot)
             if entry is not None and entry.registration.generation <= generation and slot in world.lives.slots:
@@ -154,9 +154,9 @@ def _why(life: Life) -> str:
     """Say what an unready slot is about; the same words from death to ready, so that the gate is written once."""
     match life.phase:
         case Phase.WAITING | Phase.STARTING | Phase.LOADING:
-            return f"starting again: {life.reason}" if life.reason else "loading"
+            return "starting again" if life.reason else "loading"
         case Phase.KILLING:
-            return f"starting again: {life.condemned}"
+            return "starting again" if life.intent != "stop" else "draining"
         case Phase.DRAINING:
             return "draining"
         case _:

@@ -13,6 +13,7 @@ from supervisor.restart import (
     End,
     Exited,
     Forget,
+    Gone,
     Kill,
     Phase,
     Seen,
@@ -157,6 +158,13 @@ def test_evidence_kills_once_and_the_next_life_starts_when_the_process_is_gone()
     assert played.at(30.1, Condemned(D0, 1, "stalled")) == []
     assert crash(played, 30.2, 1) == [Forget(D0, 1), Start(D0)]
     assert (played.life().reason, played.life().planned) == ("stalled", False)
+
+
+def test_a_process_that_is_gone_is_forgotten_at_once_and_followed_when_its_session_is() -> None:
+    played = ready()
+    assert played.at(30, Gone(D0, 1)) == [Forget(D0, 1)]
+    assert played.at(90, Tick()) == []
+    assert Start(D0) in crash(played, 90, 1)
 
 
 def test_what_an_earlier_life_left_behind_changes_nothing() -> None:

@@ -24,6 +24,7 @@ class Theatre:
         self.now = 0.0
         self.world: World = world.begin(SPECS, 0.0, grace=30.0)
         self.running: dict[str, int] = {}
+        self.dying: set[str] = set()
         self.starting: set[str] = set()
         self.last: dict[str, int] = defaultdict(int)
         self.registered: dict[str, int] = {}
@@ -48,7 +49,7 @@ class Theatre:
                 case restart.Kill(slot, generation) | restart.Terminate(slot, generation):
                     assert self.running.get(slot) == generation, "a signal for a life that is over"
                 case restart.Forget(slot, generation):
-                    assert slot not in self.running, "forgotten alive"
+                    assert slot not in self.running or slot in self.dying, "forgotten alive"
                     if self.registered.get(slot) == generation:
                         del self.registered[slot]
                 case WriteGate(gate):
@@ -90,14 +91,18 @@ class Theatre:
             case "unspawned" if slot in self.starting:
                 self.starting.discard(slot)
                 self.feed(restart.StartFailed(slot, "no memory", excuse="bus" if number % 2 else ""))
-            case "register" if generation:
+            case "register" if generation and slot not in self.dying:
                 self.registered[slot] = generation
                 state = State.READY if number % 4 else State.DRAINING
                 self.feed(roster.Registered(registration(slot, generation, state)))
             case "unregister" if slot in self.registered:
                 del self.registered[slot]
                 self.feed(roster.Unregistered(slot))
+            case "gone" if generation:
+                self.dying.add(slot)
+                self.feed(restart.Gone(slot, generation))
             case "exit" if generation:
+                self.dying.discard(slot)
                 del self.running[slot]
                 code = [None, Exit.OK, Exit.LOAD, Exit.CONFIG, Exit.BUS_LOST][number % 5]
                 self.feed(restart.Exited(slot, generation, code, "ended", (number % 3) - 1.0))
@@ -117,13 +122,8 @@ class Theatre:
                 self.feed(restart.End(abort=bool(number % 2)))
 
 
-WHAT = ["bus", "late", "unspawned", "unregister", "look", "condemn", "ask", "stale"] + [
-    "time",
-    "spawned",
-    "register",
-    "exit",
-    "beat",
-] * 3
+OFTEN = ["time", "spawned", "register", "exit", "beat"]
+WHAT = ["bus", "late", "unspawned", "unregister", "look", "condemn", "ask", "stale", "gone", *OFTEN, *OFTEN, *OFTEN]
 HAPPENINGS = st.lists(st.tuples(st.sampled_from(WHAT), st.sampled_from(sorted(SPECS)), st.integers(0, 40)), max_size=60)
 
 
@@ -152,7 +152,7 @@ def test_whatever_happened_everything_can_be_ended(happenings: list[tuple[str, s
         for slot in SPECS:
             theatre.act("spawned", slot, 1)
         told = {c.slot for c in theatre.commands if isinstance(c, restart.Kill | restart.Terminate)}
-        for slot in told & set(theatre.running):
+        for slot in (told | theatre.dying) & set(theatre.running):
             theatre.act("exit", slot, 1)
         theatre.act("time", D0, 400)
     assert theatre.world.lives.over
@@ -198,7 +198,7 @@ def test_a_death_closes_the_gate_in_the_same_step_and_forgets_the_registration()
     theatre.act("exit", P0, 0)
     assert [gate.open for gate in theatre.gates][-2:] == [True, False]
     assert P0 not in theatre.registered
-    assert theatre.gates[-1].missing[-1].why == "starting again: ended"
+    assert theatre.gates[-1].missing[-1].why == "starting again"
 
 
 def test_one_of_two_degrades_the_gate_and_its_return_makes_it_whole_with_two_writes_in_all() -> None:
