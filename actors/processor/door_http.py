@@ -80,6 +80,12 @@ class Reader:
             self._wake.set_result(None)
 
 
+class Stream(web.StreamResponse):
+    """A response that sends its headers with the first chunk: one system call and one packet less."""
+
+    _send_headers_immediately = False
+
+
 class HttpDoor:
     """One processor's HTTP server; `address` is where it listens once it is open."""
 
@@ -234,16 +240,16 @@ class HttpDoor:
             if response is None:
                 if isinstance(last, Error) and piece is None:
                     return self._failed(last, headers)
-                response = web.StreamResponse(headers=SSE | headers)
+                response = Stream(headers=SSE | headers)
                 await response.prepare(request)
             data = form.chunk(piece) if piece is not None else b""
             if last is not None:
                 data += form.end(last, include_usage) if isinstance(last, Done) else openai_form.error_chunk(last)
+            if last is not None:
+                await self._patiently(request, response.write_eof(data))
+                return response
             if data:
                 await self._write(request, response, data)
-            if last is not None:
-                await self._patiently(request, response.write_eof())
-                return response
 
     async def _write(self, request: web.BaseRequest, response: web.StreamResponse, data: bytes) -> None:
         """Write to a client; one that reads nothing for too long is cut off."""
