@@ -45,18 +45,19 @@ def main(argv: list[str]) -> int:
 
     try:
         preimport(options.device)
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:
         log.error("cannot import the engine: %s", error)
         return 1
     seconds = time.monotonic() - began
     log.info("imported in %.1f s", seconds)
-    Parent(options.socket, seconds).run()
+    Parent(options.socket, options.device, seconds).run()
 
 
 class Parent:
     """The loop: one listening socket, at most one supervisor, one pidfd an actor."""
 
-    def __init__(self, path: Path, import_seconds: float) -> None:
+    def __init__(self, path: Path, device: str, import_seconds: float) -> None:
+        self._device = device
         self._import_seconds = import_seconds
         self._selector = selectors.DefaultSelector()
         self._listener = _listen(path)
@@ -109,7 +110,7 @@ class Parent:
     def _spawn(self, command: Spawn) -> Spawned | Failed:
         from actors.engines.preimport import guard
 
-        if (why := guard()) is not None:
+        if (why := guard(self._device)) is not None:
             return Failed(slot=command.slot, generation=command.generation, reason=why)
         try:
             output = os.open(command.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
