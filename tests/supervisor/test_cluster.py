@@ -67,7 +67,6 @@ def ask(cluster: Cluster) -> list[int]:
 
 
 def test_up_says_how_to_talk_to_the_model_and_each_of_it_works(six: Cluster) -> None:
-    said = six.log.text
     lines = {line.split()[0]: line.split(maxsplit=1)[1].strip() for line in six.log.lines if line.startswith("  ")}
     assert "troupe.v1.submit.demo.chat" in lines["NATS"]
     with urllib.request.urlopen(f"{lines['HTTP']}/models", timeout=5) as answer:
@@ -78,7 +77,6 @@ def test_up_says_how_to_talk_to_the_model_and_each_of_it_works(six: Cluster) -> 
     if has("curl"):
         curl = subprocess.run([*shlex.split(lines["try"]), "-s"], capture_output=True, text=True, timeout=15)
         assert '"finish_reason"' in curl.stdout
-    assert said.index("demo-prefill-0#1 started") < said.index("demo-processor-0#1 started")
 
 
 def test_status_shows_addresses_gate_and_slots(six: Cluster) -> None:
@@ -86,7 +84,7 @@ def test_status_shows_addresses_gate_and_slots(six: Cluster) -> None:
     assert found.supervisor == six.log.process.pid
     assert found.nats_pid == six.nats().pid
     assert [(gate.model, gate.open, gate.degraded) for gate in found.gates] == [("demo", True, False)]
-    assert {slot.slot: slot.state for slot in found.slots} == dict.fromkeys(SLOTS, "ready")
+    assert {slot.slot: slot.state for slot in found.slots if slot.role != "publisher"} == dict.fromkeys(SLOTS, "ready")
     assert all(slot.live and slot.pid == six.record(slot.slot).pid for slot in found.slots)
     text = six.command("status").stdout
     for word in [*SLOTS, "gate    demo: open", found.nats[0], found.http["demo"], "LAST REASON"]:
