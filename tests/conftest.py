@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from blockbuster import blockbuster_ctx
 
 from messages.bus import Bus
 from messages.config import Nats
@@ -22,6 +23,13 @@ SERVER_SECONDS = 10.0
 def anyio_backend() -> tuple[str, dict[str, object]]:
     """Run async tests as the actors run: asyncio on uvloop."""
     return ("asyncio", {"use_uvloop": True})
+
+
+@pytest.fixture(autouse=True)
+def nothing_blocks_the_loop() -> Iterator[None]:
+    """Fail a test in which code of ours makes a blocking call inside an event loop."""
+    with blockbuster_ctx(scanned_modules=["messages", "actors", "supervisor"]):
+        yield
 
 
 class NatsServer:

@@ -20,11 +20,11 @@ FIELDS = ("max_tokens", "temperature", "timeout")
 def submit(options: Namespace) -> Code:
     """Submit a prompt as a chat's one message; the answer goes to stdout, what is wrong to stderr."""
     prompt = sys.stdin.read() if options.PROMPT == "-" else options.PROMPT
-    return asyncio.run(_submit(options, prompt))
-
-
-async def _submit(options: Namespace, prompt: str) -> Code:
     nats, prefix, model = _where(options)
+    return asyncio.run(_submit(options, prompt, nats, prefix, model))
+
+
+async def _submit(options: Namespace, prompt: str, nats: Nats, prefix: str, model: str) -> Code:
     fields: dict[str, Any] = {name: getattr(options, name) for name in FIELDS if getattr(options, name) is not None}
     messages = [{"role": "user", "content": prompt}]
     if options.system is not None:

@@ -299,10 +299,10 @@ async def raised(url: str, **settings: Any) -> AsyncIterator[Stage]:
     ours = await Bus.connect(Nats(url=url), name="processor", wait=5)
     theirs = await Bus.connect(Nats(url=url), name="others", wait=5)
     subjects = Subjects()
-    stage = Stage(theirs, model, subjects)
-    template = Template.load(
-        stage.tokenizer.folder, stage.tokenizer.settings, stage.tokenizer.special, model.chat_template
-    )
+    # A processor reads its files before its loop runs; here the loop runs already.
+    stage = await asyncio.to_thread(Stage, theirs, model, subjects)
+    kept = stage.tokenizer
+    template = await asyncio.to_thread(Template.load, kept.folder, kept.settings, kept.special, model.chat_template)
     try:
         async with anyio.create_task_group() as tasks, aiohttp.ClientSession() as stage.session:
             incarnation = "demo-processor-0-g1"
