@@ -86,6 +86,7 @@ class Supervisor:
         self._main: asyncio.Task[None] | None = None
         self._begun = False
         self._adopted: set[str] = set()
+        self._opened: set[str] = set()
 
     async def run(self) -> None:
         """Run the cluster until it has been ended. The caller holds the folder.
@@ -422,9 +423,11 @@ class Supervisor:
                 continue
             try:
                 there = await self._gates.get(alias)
-                if there is not None and json.loads(there[0]).get("epoch") == door.gate.epoch:
-                    continue
-                await self._gates.put(alias, codec.to_json(door.gate))
+                if there is None or json.loads(there[0]).get("epoch") != door.gate.epoch:
+                    await self._gates.put(alias, codec.to_json(door.gate))
+                if alias in self._opened and door.gate.open:
+                    self._opened.discard(alias)
+                    self._when_open(self._record, door.gate)
             except (BusError, ValueError) as error:
                 log.warning("the gate of %s could not be written: %s", door.model, error)
                 if self._bus.connected:
@@ -436,7 +439,6 @@ class Supervisor:
 
     def _tell_gate(self, gate: Gate, what: str) -> None:
         now = time.time()
-        stamped = msgspec.structs.replace(gate, since=now)
         self._world = world.stamp(self._world, gate.alias, now)
         missing = "; ".join(f"{item.what} ({item.why})" for item in gate.missing)
         if what != "changed":
@@ -445,7 +447,7 @@ class Supervisor:
             log.log(level, "gate of %s %s%s", gate.model, text, f": missing {missing}" if missing else "")
         self._publish("gate", gate.alias, what, reason=missing, detail={"epoch": gate.epoch, "open": gate.open})
         if what == "opened":
-            self._when_open(self._record, stamped)
+            self._opened.add(gate.alias)
 
     def _note(self, note: restart.Note) -> None:
         """Write what happened to a slot to the log, and tell it to the event stream."""
