@@ -52,10 +52,10 @@ class Pieces:
             return cls(coder, None, special)
         replaced = [_replacement(step) for step in steps if step.get("type") in {"Replace", "Metaspace"}]
         letters = _letters() if "ByteLevel" in kinds else None
-        whole = [b""] * size
-        for token, at in coder.get_vocab(with_added_tokens=True).items():
-            if at < size:
-                whole[at] = _by_letters(token, letters) if letters else _by_fallback(token, replaced)
+        whole = []
+        for at in range(size):
+            token = coder.id_to_token(at) or ""
+            whole.append(_by_letters(token, letters) if letters else _by_fallback(token, replaced))
         return cls(coder, whole, special)
 
     def stream(self, *, skip_special: bool = True) -> Detokenizer:

@@ -1,9 +1,12 @@
 """Text to token ids, and what a model's files say of its ids, without importing transformers or torch."""
 
+import contextlib
+import ctypes
 import logging
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 from tokenizers import Tokenizer as Coder
 
 from actors.processor.detokenize import Pieces
@@ -45,7 +48,8 @@ class Tokenizer:
         )
         self.eos = self._eos(generation, config)
         self.sampling = {name: generation[name] for name in SAMPLING_NAMES if generation.get(name) is not None}
-        self.pieces = Pieces.of(self._coder, read_json(path).get("decoder"), max(self.size, self.vocab_size), marks)
+        self.pieces = Pieces.of(self._coder, _decoder(path), max(self.size, self.vocab_size), marks)
+        _give_back()
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         """Turn text into ids, with the special tokens that the tokenizer puts around a text if `special`.
@@ -73,6 +77,22 @@ class Tokenizer:
         if isinstance(named, str) and (known := self.id_of(named)) is not None and known not in found:
             found.append(known)
         return found
+
+
+class _File(msgspec.Struct):
+    """What we need of tokenizer.json; a large vocabulary is 14 MB that need not become objects."""
+
+    decoder: dict[str, Any] | None = None
+
+
+def _decoder(path: Path) -> dict[str, Any] | None:
+    return msgspec.json.decode(path.read_bytes(), type=_File).decoder
+
+
+def _give_back() -> None:
+    """Give the memory that reading took back to the system: 75 MB of 172 for a vocabulary of 150,000 (glibc)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _special(settings: dict[str, Any], named: dict[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,11 @@
 """What a processor does not need: torch, transformers, SGLang; and what it takes of memory and time."""
 
+import itertools
+import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +15,7 @@ from tests.harness import ROOT
 from tests.processor.stage import TINY
 
 MEGABYTES = 120
+SIZE = 150_000
 
 
 def test_importing_it_loads_no_engine() -> None:
@@ -44,6 +48,31 @@ async def main():
 asyncio.run(main())
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=15)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < MEGABYTES * 1_000_000
+
+
+@pytest.mark.timeout(60)
+def test_a_vocabulary_of_150_000_is_no_reason_to_be_large(tmp_path: Path) -> None:
+    written = json.loads((Path(TINY) / "tokenizer.json").read_bytes())
+    vocabulary: dict[str, int] = written["model"]["vocab"]
+    pieces = list(vocabulary)[:450]
+    merges = written["model"]["merges"] = []
+    for one, other in itertools.product(pieces, pieces):
+        if one + other not in vocabulary and len(vocabulary) < SIZE:
+            vocabulary[one + other] = len(vocabulary)
+            merges.append([one, other])
+    for at, token in enumerate(written["added_tokens"]):
+        token["id"] = SIZE + at
+    (tmp_path / "tokenizer.json").write_text(json.dumps(written))
+    code = f"""
+import actors.processor.processor
+from actors.processor.tokenizer import Tokenizer
+from messages import procfs
+assert Tokenizer({str(tmp_path)!r}).size == {SIZE} + 12
+print(procfs.rss_bytes())
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=45)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < MEGABYTES * 1_000_000
 
