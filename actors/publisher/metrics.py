@@ -136,3 +136,33 @@ class Ready(Collector):
     def collect(self) -> list[Metric]:
         """Return them."""
         return self._metrics
+
+
+def as_markdown() -> str:
+    """Write the table as the page `docs/metrics.md`."""
+    rows = [
+        f"| `{line.name}{'_total' if line.kind == 'counter' else ''}` | {line.kind} | {line.says} "
+        f"| {', '.join(f'`{label}`' for label in line.labels) or 'none'} |"
+        for line in TABLE
+    ]
+    return "\n".join(
+        [
+            "# Metrics",
+            "",
+            "Made from `actors/publisher/metrics.py` by `python -m actors.publisher.metrics`; a test compares the two.",
+            "A host's publisher answers at `/metrics`; `troupe status` says where. Labels are bounded: slots by the",
+            "casts, DP ranks by the engines, states by the life of an actor. SGLang's own metrics (`sglang:…`) follow",
+            "on the same page, with the slot in their labels ([publisher.md](publisher.md)).",
+            "",
+            "| name | kind | what | labels |",
+            "| --- | --- | --- | --- |",
+            *rows,
+            "",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    import sys
+
+    sys.stdout.write(as_markdown())

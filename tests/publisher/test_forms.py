@@ -6,11 +6,13 @@ import msgspec
 import pytest
 
 from actors import kv_wire
+from actors.publisher import metrics
 from actors.publisher.kv import ROOM, in_parts
 from actors.publisher.loads import AGED, differs, load_of
 from messages import codec
 from messages.lifecycle import Heartbeat, RankLoad, State
 from messages.telemetry import Change, Cleared, KvEvents, Removed, Stored
+from tests.harness import ROOT
 
 NEW = [
     1.5,
@@ -138,3 +140,7 @@ def test_ages_alone_are_no_news() -> None:
     assert not differs(load_of(beat(4, [RankLoad(0, 3, 2, 40, 64, 0.9)]), 6.0), old)
     assert differs(load_of(beat(4, [RankLoad(0, 3, 2, 41, 64, 0.1)]), 6.0), old)
     assert differs(old, None)
+
+
+def test_the_page_of_metrics_is_that_of_the_table() -> None:
+    assert (ROOT / "docs" / "metrics.md").read_text() == metrics.as_markdown()

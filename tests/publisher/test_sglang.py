@@ -127,3 +127,29 @@ async def test_kv_events_are_complete_and_metrics_are_there_through_restarts(
     alive = {str(pid) for pid in [forked.pids[ENGINE], *procfs.descendants(forked.pids[ENGINE])]}
     assert files
     assert {name.removesuffix(".db").rpartition("_")[2] for name in files} <= alive, "no dead process's files are left"
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+async def test_every_dp_rank_is_followed(tmp_path: Path, nats_server: NatsServer, bus: Bus) -> None:
+    written = configuration("sglang")
+    # SGLang gives each rank a NUMA node's cores; where there are fewer nodes than ranks it wants to be told.
+    written["models"][0] |= {"args": {"dp_size": 2}, "env": {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}}
+    cast = Cast(tmp_path, nats_server.url, written)
+    try:
+        receiver, desk = Receiver(bus, cast.subjects), Desk(bus, cast.subjects)
+        await receiver.open()
+        await desk.open()
+        cast.start(ENGINE)
+        cast.start(PUBLISHER)
+        at = (await cast.until_ready(bus, ENGINE, PUBLISHER, seconds=250))[ENGINE]
+        for begin in range(8):
+            await generate(desk, ENGINE, list(range(20 + begin, 120 + begin)), 20)
+        await eventually(lambda: receiver.loads[ENGINE][-1].idle)
+        assert [rank.dp_rank for rank in receiver.loads[ENGINE][-1].ranks] == [0, 1]
+        for rank in (0, 1):
+            expected = await reference(at, rank).events()
+            assert hashes(expected), "each rank has had some of the requests"
+            await eventually(lambda rank=rank, expected=expected: receiver.events(ENGINE, 1, rank) == expected)
+    finally:
+        cast.stop()
