@@ -50,7 +50,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 @contextlib.asynccontextmanager
 async def on_bus(cluster: Cluster) -> AsyncIterator[Bus]:
     """A connection to the cluster's NATS."""
-    record = cluster.state.cluster()
+    record = await asyncio.to_thread(cluster.state.cluster)
     assert record is not None
     bus = await Bus.connect(record.nats, name="test", wait=5)
     try:
