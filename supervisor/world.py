@@ -4,6 +4,8 @@ The roster says who is ready and who is stuck, the lives what is started and kil
 open. What one of them finds is an event for the next, here and nowhere else.
 """
 
+from typing import Final
+
 import msgspec
 from msgspec import Struct
 
@@ -16,6 +18,9 @@ from supervisor.gate import Door, Wanted
 from supervisor.restart import Life, Lives, Note, Phase
 from supervisor.roster import Look, Roster
 from supervisor.spec import Spec
+
+WHY_LENGTH: Final = 160
+"""Characters of a reason that a gate repeats; the status has all of it."""
 
 
 class World(Struct, frozen=True, kw_only=True):
@@ -160,7 +165,11 @@ def _why(life: Life) -> str:
         case Phase.DRAINING:
             return "draining"
         case _:
-            return f"{life.phase}: {life.reason}"
+            return _shortened(f"{life.phase}: {life.reason}")
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= WHY_LENGTH else f"{text[: WHY_LENGTH - 1]}…"
 
 
 def stamp(world: World, alias: str, since: float) -> World:

@@ -20,7 +20,7 @@ from supervisor.commands.common import ask, connected, folder_of, pretty, record
 from supervisor.state import ClusterRecord, Folder
 
 RECORD_POLL: Final = 0.1
-READ_SECONDS: Final = 3.0
+REASON_LENGTH: Final = 60
 
 
 def status(options: Namespace) -> Code:
@@ -127,13 +127,16 @@ def as_text(found: Status) -> str:
     if found.slots:
         heads = ["SLOT", "STATE", "FOR", "GEN", "RESTARTS", "IN FLIGHT", "QUEUED", "KV", "GPU", "PID", "LAST REASON"]
         lines += ["", table([heads, *(_row(slot) for slot in found.slots)])]
+    for slot in found.slots:
+        if len(_reason(slot)) > REASON_LENGTH:
+            lines += ["", f"{slot.slot}: {_reason(slot)}"]
     if not found.supervisor:
         lines += ["", "Nothing that dies is started again until `troupe up` has been called."]
     return "\n".join(lines)
 
 
 def _row(slot: SlotStatus) -> list[str]:
-    state = f"{slot.state} ({slot.stage})" if slot.stage and slot.state == "loading" else slot.state
+    state = f"{slot.state} ({slot.stage})" if slot.stage else slot.state
     if slot.state == "ready" and not slot.live:
         state = "ready, silent"
     return [
@@ -147,5 +150,9 @@ def _row(slot: SlotStatus) -> list[str]:
         f"{100 * slot.kv_used / slot.kv_total:.0f}%" if slot.kv_total else "-",
         ",".join(map(str, slot.gpus)) or "-",
         str(slot.pid or "-"),
-        f"{slot.reason}{' (planned)' if slot.reason and slot.planned else ''}" or "-",
+        reason if len(reason := _reason(slot)) <= REASON_LENGTH else f"{reason[: REASON_LENGTH - 1]}…",
     ]
+
+
+def _reason(slot: SlotStatus) -> str:
+    return f"{slot.reason}{' (planned)' if slot.planned else ''}" if slot.reason else "-"

@@ -51,7 +51,7 @@ class Up:
         """All that it has written."""
         return "\n".join(self.lines)
 
-    def until(self, pattern: str, seconds: float = 10.0, *, after: int = 0) -> int:
+    def until(self, pattern: str, seconds: float = 20.0, *, after: int = 0) -> int:
         """Wait until a line matches; return its number. `after` leaves out the lines before that number."""
         deadline = time.monotonic() + seconds
         at = after
@@ -66,7 +66,7 @@ class Up:
                     raise AssertionError(f"no line {pattern!r} within {seconds:g} s:\n{self.text}")
                 self._more.wait(left)
 
-    def ended(self, seconds: float = 15.0) -> int:
+    def ended(self, seconds: float = 30.0) -> int:
         """Wait for its end; return its exit code."""
         code = self.process.wait(seconds)
         self._reader.join(5)
@@ -108,10 +108,10 @@ class Cluster:
         """Start a supervisor, and wait until every gate is open unless told not to."""
         self.ups.append(Up(self.config, self.state.root))
         if ready:
-            self.log.until("Ctrl-C drains", 15)
+            self.log.until("Ctrl-C drains", 40)
         return self.log
 
-    def command(self, name: str, *arguments: str, seconds: float = 15.0) -> subprocess.CompletedProcess[str]:
+    def command(self, name: str, *arguments: str, seconds: float = 30.0) -> subprocess.CompletedProcess[str]:
         """Run another command on this cluster."""
         command = [*TROUPE, name, *arguments, "--state", str(self.state.root)]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds)
