@@ -173,7 +173,7 @@ class HttpDoor:
         assert isinstance(body, Chat | Completion)
         if not body.model:
             raise RefusalError(400, f"model: missing; there is {self._service.model.name!r}", param="model")
-        name = request.headers.get("X-Request-Id", "")[:NAME_LENGTH]
+        name = _named(request)
         if name and not body.id:
             body.id = _as_id(name)
         reader = Reader(body.stream)
@@ -301,8 +301,8 @@ class HttpDoor:
 
     def _refused(self, request: web.BaseRequest, refusal: RefusalError, allow: str | None = None) -> web.Response:
         answer = web.Response(status=refusal.code, body=openai_form.error(refusal), content_type="application/json")
-        if name := request.headers.get("X-Request-Id"):
-            answer.headers["X-Request-Id"] = name[:NAME_LENGTH]
+        if name := _named(request):
+            answer.headers["X-Request-Id"] = name
         if refusal.retry_after is not None:
             answer.headers["Retry-After"] = _seconds(refusal.retry_after)
         if refusal.code == 405 and allow is not None:
@@ -310,6 +310,12 @@ class HttpDoor:
         if refusal.code == 413:
             answer.force_close()
         return answer
+
+
+def _named(request: web.BaseRequest) -> str:
+    """Return the client's name for a request, if it has one that a header can give back."""
+    name = request.headers.get("X-Request-Id", "")[:NAME_LENGTH]
+    return name if name.isascii() and name.isprintable() else ""
 
 
 def _seconds(value: float) -> str:

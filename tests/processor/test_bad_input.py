@@ -285,6 +285,17 @@ async def test_no_such_page(stage: Stage, method: str, path: str, status: int) -
         assert ("Allow" in answer.headers) == (status == 405)
 
 
+async def test_a_request_id_that_no_header_can_give_back(stage: Stage) -> None:
+    assert stage.http.address is not None
+    with await connected(stage.http.address) as raw:
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(raw, b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nX-Request-Id: \xff\xc3\r\n\r\n")
+        async with asyncio.timeout(SECONDS):
+            answer = await loop.sock_recv(raw, 1_000)
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert b"X-Request-Id" not in answer
+
+
 async def test_not_http_at_all(stage: Stage) -> None:
     assert stage.http.address is not None
     with await connected(stage.http.address) as raw:

@@ -424,11 +424,17 @@ async def test_a_restart_of_nats_loses_nothing(stage: Stage, nats_server: NatsSe
     await decode.emit(job, [10])
     await talk.tokens_come(1)
     nats_server.stop()
-    lost = decode.frame(decode.item(job, [11]))
+    lost, later = decode.frame(decode.item(job, [11])), decode.frame(decode.item(job, [12]))
     nats_server.start()
-    await eventually(lambda: Hello("demo-processor-0-g1", 1) in decode.receipts, 10)
+    both = (stage.bus, stage.service._bus)
+    await eventually(lambda: all(bus.reconnects == 1 for bus in both), 10)
+    for bus in both:
+        await bus.flush()
+    await decode.send(job, later)
+    await eventually(lambda: Hello("demo-processor-0-g1", 1) in decode.receipts)
     await decode.send(job, lost)
-    await decode.emit(job, [12], "stop")
+    await decode.send(job, later)
+    await decode.emit(job, [], "stop")
     assert isinstance(await talk.last(), Done)
     assert talk.token_ids == [10, 11, 12]
 
