@@ -6,15 +6,13 @@ clock becomes an event, and what the deciders answer becomes a process, a signal
 
 import asyncio
 import contextlib
-import json
 import logging
 import math
-import os
 import random
 import signal
 import socket
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,21 +20,20 @@ import msgspec
 from nats.aio.msg import Msg
 
 from messages import codec
-from messages.bus import Bucket, Bus, BusError, NobodyThereError, ServiceError, SilentError
-from messages.config import Cluster, Http, Nats
+from messages.bus import BusError, NobodyThereError, ServiceError, SilentError
+from messages.config import Cluster
 from messages.gate import Gate
-from messages.ids import parse_slot, short
-from messages.lifecycle import Event as EventMessage
-from messages.lifecycle import Heartbeat, Registration, Stage
-from messages.subjects import Subjects, Topic, last_token
-from messages.supervise import Order, Said, Status
-from supervisor import events, generations, report, restart, roster, spawner, state, world
-from supervisor.nats_server import NatsServer
-from supervisor.ports import Ports, base_url
-from supervisor.restart import AT_REST, Phase
+from messages.ids import short
+from messages.lifecycle import Heartbeat, Registration
+from messages.subjects import last_token
+from supervisor import events, generations, restart, roster, spawner, state, world
+from supervisor.desk import Desk
+from supervisor.ground import Ground
+from supervisor.restart import Phase
 from supervisor.slots import Slots
 from supervisor.spec import Spec
-from supervisor.state import ClusterRecord, Folder
+from supervisor.state import Folder
+from supervisor.teller import Teller, WhenOpen
 from supervisor.world import World
 
 log = logging.getLogger("troupe.supervisor")
@@ -44,16 +41,9 @@ log = logging.getLogger("troupe.supervisor")
 TICK: Final = 0.5
 LATE: Final = 2 * TICK
 """Seconds between two events after which we were late ourselves: a tick is at most half of that away."""
-BUS_WAIT: Final = 30.0
 PING_SECONDS: Final = 2.0
 ABORT_PAUSE: Final = 0.2
 TRIM_EVERY: Final = 60.0
-
-WhenOpen = Callable[[ClusterRecord, Gate], None]
-
-
-class StrandedError(Exception):
-    """The state folder belongs to another cluster whose processes still run."""
 
 
 class Supervisor:
@@ -62,31 +52,19 @@ class Supervisor:
     def __init__(
         self, cluster: Cluster, specs: dict[str, Spec], config: Path, folder: Folder, when_open: WhenOpen
     ) -> None:
-        self._cluster = cluster
         self._specs = specs
-        self._config = config.resolve()
-        self._folder = folder
+        self._grace = cluster.nats.grace
+        self._ground = Ground(cluster, specs, config, folder)
         self._when_open = when_open
-        self._subjects = Subjects(cluster.cluster)
-        self._embedded = None if cluster.nats.urls else NatsServer(folder.nats, cluster.nats, cluster.cluster)
-        self._nats = cluster.nats
-        self._ports = Ports()
         self._world: World = world.begin(specs, time.monotonic(), grace=cluster.nats.grace)
-        self._slots: Slots
-        self._bus: Bus
-        self._registry: Bucket
-        self._gates: Bucket
-        self._record: ClusterRecord
         self._tasks: asyncio.TaskGroup
-        self._began = time.monotonic()
+        self._slots: Slots
+        self._teller: Teller
         self._seen = math.inf
         self._wake: asyncio.TimerHandle | None = None
         self._over: asyncio.Event
-        self._gate_changed: asyncio.Event
         self._main: asyncio.Task[None] | None = None
         self._begun = False
-        self._adopted: set[str] = set()
-        self._opened: set[str] = set()
 
     async def run(self) -> None:
         """Run the cluster until it has been ended. The caller holds the folder.
@@ -94,20 +72,12 @@ class Supervisor:
         Raises ConfigError, PortError, NatsError, BusError or StrandedError where it cannot begin.
         """
         self._main = asyncio.current_task()
-        self._over, self._gate_changed = asyncio.Event(), asyncio.Event()
-        await asyncio.to_thread(self._check_folder)
-        await asyncio.to_thread(self._take_ports)
+        self._over = asyncio.Event()
+        await self._ground.open()
         try:
-            await self._open_bus()
-            try:
-                await self._watch_over()
-            finally:
-                await self._bus.close()
+            await self._watch_over()
         finally:
-            self._ports.close()
-            if self._world.lives.over:
-                await self._stop_embedded()
-        await asyncio.to_thread(self._folder.cluster_file.unlink, missing_ok=True)
+            await self._ground.close(ended=self._world.lives.over)
 
     def end(self) -> None:
         """End everything, front to back; called a second time, at once. Before anything has begun, just stop."""
@@ -120,126 +90,49 @@ class Supervisor:
         self._slots.refuse_forks()
         self._feed(restart.End(abort=again))
 
-    # Beginning.
-
-    def _check_folder(self) -> None:
-        """Refuse a folder in which another cluster's processes run; take those of our own as ours."""
-        known = self._folder.cluster()
-        living = [slot for slot, record in self._folder.slots().items() if spawner.lives(record)]
-        if living and known is not None and (known.cluster, known.config) != (self._cluster.cluster, str(self._config)):
-            raise StrandedError(
-                f"{self._folder.root}: {', '.join(living)} still run, started from {known.config}; "
-                "`troupe down` ends them, or use another --state"
-            )
-
-    def _anything_runs(self) -> bool:
-        return any(spawner.lives(record) for record in self._folder.slots().values())
-
-    def _take_ports(self) -> None:
-        known = self._folder.cluster()
-        for spec in self._specs.values():
-            if spec.http is None or spec.alias in self._ports.of:
-                continue
-            living = any(
-                spawner.lives(record)
-                for slot, record in self._folder.slots().items()
-                if (named := parse_slot(slot)).alias == spec.alias and named.role == "processor"
-            )
-            before = known.ports.get(spec.alias) if known is not None else None
-            self._ports.take(spec.alias, spec.http, before, living)
-
-    async def _open_bus(self) -> None:
-        """Have a server, connect to it, and see that it is fit for us."""
-        if self._embedded is not None:
-            adopted = await self._embedded.start()
-            self._nats = Nats(url=self._embedded.url, max_payload=self._cluster.nats.max_payload)
-            how = "runs on" if adopted else "started"
-            log.info("NATS server %s (pid %s) at %s", how, self._embedded.pid, self._embedded.url)
-        try:
-            self._bus = await Bus.connect(self._nats, name="supervisor", wait=BUS_WAIT)
-            try:
-                await self._bus.require_jetstream()
-                await self._open_buckets()
-            except BaseException:
-                await self._bus.close()
-                raise
-        except BaseException:
-            # Nothing of ours has been started yet; a server that others of ours depend on is left to them.
-            if not await asyncio.to_thread(self._anything_runs):
-                await self._stop_embedded()
-            raise
-        await asyncio.to_thread(self._write_record)
-
-    async def _stop_embedded(self) -> None:
-        if self._embedded is not None:
-            await self._embedded.stop()
-
-    async def _open_buckets(self) -> None:
-        self._registry = await self._bus.bucket(self._subjects.registry_bucket)
-        self._gates = await self._bus.bucket(self._subjects.gate_bucket)
-        await self._bus.ensure_stream(self._subjects.event_stream, [self._subjects.events])
-
-    def _write_record(self) -> None:
-        doors: dict[str, Http] = {spec.alias: spec.http for spec in self._specs.values() if spec.http is not None}
-        self._record = ClusterRecord(
-            cluster=self._cluster.cluster,
-            config=str(self._config),
-            nats=self._nats,
-            embedded=self._embedded is not None,
-            http={alias: base_url(http, self._ports.of[alias]) for alias, http in doors.items()},
-            models={spec.alias: spec.model for spec in self._specs.values() if spec.model},
-            ports=self._ports.of,
-            started=time.time(),
-        )
-        state.write(self._folder.cluster_file, self._record)
-
-    # Running.
-
     async def _watch_over(self) -> None:
-        arguments = ["--config", str(self._config), "--state", str(self._folder.root)]
-        if self._embedded is not None:
-            arguments += ["--nats", self._nats.urls[0]]
+        ground = self._ground
         self._seen = time.monotonic()
-        try:
-            async with asyncio.TaskGroup() as self._tasks:
-                self._slots = Slots(self._folder, arguments, self._on_stage, self._tasks)
-                self._begun = True
+        async with asyncio.TaskGroup() as self._tasks:
+            self._teller = Teller(ground, self._own, self._when_open)
+            self._slots = Slots(ground.folder, ground.arguments, self._teller.stage, self._tasks)
+            self._begun = True
+            try:
                 await self._adopt()
                 await self._remember_gates()
-                await self._bus.subscribe(self._subjects.heartbeats, self._on_heartbeat)
-                await self._bus.subscribe(self._subjects.supervises, self._on_order)
+                await ground.bus.subscribe(ground.subjects.heartbeats, self._on_heartbeat)
+                await Desk(ground, self._slots, lambda: self._world, self._feed).open()
                 background = [
-                    self._tasks.create_task(self._registry.keep(">", self._on_registry, self._on_registration)),
-                    self._tasks.create_task(self._write_gates()),
+                    self._tasks.create_task(ground.registry.keep(">", self._on_registry, self._on_registration)),
+                    self._tasks.create_task(self._teller.keep_gates(lambda: self._world.doors)),
                     self._tasks.create_task(self._tick()),
                 ]
-                if self._embedded is not None:
-                    background.append(self._tasks.create_task(self._embedded.keep()))
+                if ground.embedded is not None:
+                    background.append(self._tasks.create_task(ground.embedded.keep()))
                 # Only now, when all that runs is known: with the bus there, what does not run is started.
-                self._bus.on_lost(lambda: self._feed(events.Bus(up=False)))
-                self._bus.on_back(self._on_back)
-                self._feed(events.Bus(up=self._bus.connected))
+                ground.bus.on_lost(lambda: self._feed(events.Bus(up=False)))
+                ground.bus.on_back(self._on_back)
+                self._feed(events.Bus(up=ground.bus.connected))
                 await self._over.wait()
-                await self._last_gates()
+                if ground.bus.connected:
+                    await self._teller.write_gates(self._world.doors)
                 for task in background:
                     task.cancel()
                 await self._slots.stop_parents()
-        finally:
-            if self._begun:
+            finally:
                 self._slots.close()
 
     async def _adopt(self) -> None:
         """Take over what an earlier supervisor left running, and end what is in no cast any more."""
-        for slot, record in (await asyncio.to_thread(self._folder.slots)).items():
+        for slot, record in (await asyncio.to_thread(self._ground.folder.slots)).items():
             spec = self._specs.get(slot)
             if spec is None:
                 if (stray := await spawner.adopt(record.pid, record.start_time)) is not None:
                     log.warning("%s is in the cast no more; it is ended", short(slot, record.generation))
-                    self._own(spawner.end(stray, self._cluster.nats.grace))
+                    self._own(spawner.end(stray, self._grace))
             elif (running := await self._slots.adopt(spec)) is not None:
                 generation, age = running.record.generation, max(0.0, time.time() - running.record.started)
                 log.info("%s runs on (pid %d), adopted", short(slot, generation), running.process.pid)
-                self._adopted.add(slot)
                 self._feed(restart.Adopted(slot, generation, age, running.record.restarts, running.record.reason))
                 self._own(self._await_end(slot, generation))
 
@@ -247,7 +140,7 @@ class Supervisor:
         """Go on from the gates as last written; where nothing was adopted, a cluster begins anew."""
         goes_on = bool(self._slots.running)
         for alias in self._world.doors:
-            there = await self._gates.get(alias)
+            there = await self._ground.gates.get(alias)
             if there is not None:
                 with contextlib.suppress(msgspec.DecodeError):
                     written = codec.from_json(there[0], Gate)
@@ -287,14 +180,14 @@ class Supervisor:
                 self._slots.kill(slot, generation)
             case restart.Forget(slot, generation):
                 role = self._specs[slot].role
-                self._own(generations.forget(self._registry, self._subjects, role, slot, generation))
+                self._own(generations.forget(self._ground.registry, self._ground.subjects, role, slot, generation))
             case restart.Note():
-                self._note(command)
+                self._teller.note(command, self._world, self._slots.running.get(command.slot))
             case roster.Look(slot, generation):
                 self._own(self._look(slot, generation))
             case world.WriteGate(gate, what):
-                self._tell_gate(gate, what)
-                self._gate_changed.set()
+                self._world = world.stamp(self._world, gate.alias, time.time())
+                self._teller.gate(gate, what)
 
     def _set_wake(self, now: float) -> None:
         """Have the deciders woken when the next thing is due, if that is before the next tick."""
@@ -320,11 +213,12 @@ class Supervisor:
     async def _start(self, slot: str) -> None:
         """Claim a generation and start its process; without the bus there is no generation, and no start."""
         spec, life = self._specs[slot], self._world.lives.slots[slot]
-        known = await asyncio.to_thread(state.read, self._folder.slot(slot) / "process.json", state.ProcessRecord)
+        path = self._ground.folder.slot(slot) / "process.json"
+        known = await asyncio.to_thread(state.read, path, state.ProcessRecord)
         used = max(life.generation, known.generation if known is not None else 0)
-        more = ["--http-port", str(self._ports.of[spec.alias])] if spec.http is not None else []
+        more = ["--http-port", str(self._ground.ports.of[spec.alias])] if spec.http is not None else []
         try:
-            generation = await generations.claim(self._registry, self._subjects, slot, used)
+            generation = await generations.claim(self._ground.registry, self._ground.subjects, slot, used)
         except BusError as error:
             self._feed(restart.StartFailed(slot, str(error), _jitter(), excuse="bus"))
             return
@@ -348,24 +242,19 @@ class Supervisor:
         running = self._slots.running.get(slot)
         found = await running.process.state() if running is not None else None
         answer: Any = "unasked"
-        if found is not None and found not in "TZX" and self._bus.connected:
+        if found is not None and found not in "TZX" and self._ground.bus.connected:
             try:
-                await self._bus.request(self._subjects.control(slot, "ping"), timeout=PING_SECONDS)
+                await self._ground.bus.request(self._ground.subjects.control(slot, "ping"), timeout=PING_SECONDS)
                 answer = "answered"
             except NobodyThereError:
                 answer = "nobody"
             except SilentError:
-                answer = "silent" if self._bus.connected else "unasked"
+                answer = "silent" if self._ground.bus.connected else "unasked"
             except ServiceError:
                 answer = "answered"
             except BusError:
                 answer = "unasked"
         self._feed(roster.Looked(slot, generation, found, answer))
-
-    def _on_stage(self, slot: str, stage: Stage) -> None:
-        detail = {"stage": stage.stage, "seconds": stage.seconds, "text": stage.detail}
-        log.debug("%s at %.1f s: %s %s", short(slot, stage.generation), stage.seconds, stage.stage, stage.detail)
-        self._publish("actor", slot, "stage", generation=stage.generation, detail=detail)
 
     # The bus.
 
@@ -376,10 +265,10 @@ class Supervisor:
     async def _renew(self) -> None:
         """Make anew what a server that lost its store would lack."""
         try:
-            await self._open_buckets()
+            await self._ground.renew()
         except BusError as error:
             log.warning("%s", error)
-        self._gate_changed.set()
+        self._teller.gates_changed.set()
 
     def _on_registry(self, whole: dict[str, bytes]) -> None:
         """Compare the registry with what runs: a registration of ours that has no process is deleted."""
@@ -403,125 +292,12 @@ class Supervisor:
         if life is None or life.phase is Phase.STARTING or registration.host != socket.gethostname():
             return
         if running is None or running.record.generation > registration.generation:
-            role, generation = life.spec.role, registration.generation
-            self._own(generations.forget(self._registry, self._subjects, role, slot, generation))
+            ground, generation = self._ground, registration.generation
+            self._own(generations.forget(ground.registry, ground.subjects, life.spec.role, slot, generation))
 
     async def _on_heartbeat(self, msg: Msg) -> None:
         with contextlib.suppress(msgspec.DecodeError):
             self._feed(roster.Beat(codec.from_json(msg.data, Heartbeat)))
-
-    async def _write_gates(self) -> None:
-        """Keep the bucket as decided; what could not be written is written when the bus is back."""
-        while True:
-            await self._gate_changed.wait()
-            self._gate_changed.clear()
-            await self._write_gates_once()
-
-    async def _write_gates_once(self) -> None:
-        for alias, door in list(self._world.doors.items()):
-            if door.gate is None:
-                continue
-            try:
-                there = await self._gates.get(alias)
-                if there is None or json.loads(there[0]).get("epoch") != door.gate.epoch:
-                    await self._gates.put(alias, codec.to_json(door.gate))
-                if alias in self._opened and door.gate.open:
-                    self._opened.discard(alias)
-                    self._when_open(self._record, door.gate)
-            except (BusError, ValueError) as error:
-                log.warning("the gate of %s could not be written: %s", door.model, error)
-                if self._bus.connected:
-                    asyncio.get_running_loop().call_later(TICK, self._gate_changed.set)
-
-    async def _last_gates(self) -> None:
-        if self._bus.connected:
-            await self._write_gates_once()
-
-    def _tell_gate(self, gate: Gate, what: str) -> None:
-        now = time.time()
-        self._world = world.stamp(self._world, gate.alias, now)
-        missing = "; ".join(f"{item.what} ({item.why})" for item in gate.missing)
-        if what != "changed":
-            level = logging.INFO if what in ("opened", "whole") else logging.WARNING
-            text = {"opened": "open", "closed": "closed", "degraded": "open, degraded", "whole": "whole again"}[what]
-            log.log(level, "gate of %s %s%s", gate.model, text, f": missing {missing}" if missing else "")
-        self._publish("gate", gate.alias, what, reason=missing, detail={"epoch": gate.epoch, "open": gate.open})
-        if what == "opened":
-            self._opened.add(gate.alias)
-
-    def _note(self, note: restart.Note) -> None:
-        """Write what happened to a slot to the log, and tell it to the event stream."""
-        text, detail = note.text, {}
-        entry = self._world.roster.entries.get(note.slot)
-        running = self._slots.running.get(note.slot)
-        if note.what == "ready" and entry is not None and note.slot not in self._adopted:
-            spent = time.monotonic() - self._world.lives.slots[note.slot].started
-            stages = {"process": spent - entry.registration.load_seconds} | entry.registration.stages
-            shown = ", ".join(f"{name.replace('_', '-')} {length:.1f}" for name, length in stages.items())
-            text = f"ready after {spent:.1f} s ({shown})"
-            detail = {"seconds": round(spent, 3), "stages": entry.registration.stages}
-        elif note.what == "started" and running is not None:
-            self._adopted.discard(note.slot)
-            text = f"started (pid {running.process.pid}, {running.record.spawn})"
-            detail = {"pid": running.process.pid}
-        log.log(logging.WARNING if note.bad else logging.INFO, "%s %s", short(note.slot, note.generation), text)
-        self._publish(
-            "restart",
-            note.slot,
-            note.what,
-            generation=note.generation,
-            reason=note.reason,
-            planned=note.planned,
-            detail=detail,
-        )
-
-    def _publish(self, topic: Topic, of: str, what: str, **more: Any) -> None:
-        """Tell the event stream; while the bus is away the client buffers, within its bound."""
-        event = EventMessage(topic=topic, of=of, what=what, at=time.time(), **more)
-
-        async def send() -> None:
-            with contextlib.suppress(BusError, ServiceError):
-                await self._bus.publish(self._subjects.event(topic, of), codec.to_json(event))
-
-        self._own(send())
-
-    # The command line.
-
-    async def _on_order(self, msg: Msg) -> None:
-        """Answer the command line; an order for a slot that is not ours is for another supervisor to answer."""
-        if not msg.reply:
-            return
-        order = last_token(msg.subject)
-        try:
-            asked = codec.from_json(msg.data, Order) if msg.data else Order()
-        except msgspec.DecodeError:
-            return
-        if order == "status":
-            await self._bus.publish(msg.reply, codec.to_json(self.status()))
-        elif order in ("drain", "restart") and asked.slot in self._specs:
-            await self._bus.publish(msg.reply, codec.to_json(self._carry_out(order, asked.slot)))
-
-    def _carry_out(self, order: str, slot: str) -> Said:
-        life = self._world.lives.slots[slot]
-        if self._world.lives.ending != "no":
-            return Said(done=False, message="the cluster is being ended")
-        if order == "drain" and life.phase in AT_REST:
-            return Said(done=False, message=f"{slot} is {life.phase} already")
-        self._feed(restart.Ask(slot, "drain" if order == "drain" else "restart"))
-        verb = "drains, and stays stopped then" if order == "drain" else "drains, and is started again then"
-        if life.phase in AT_REST or life.phase is Phase.WAITING:
-            verb = "is started" if order == "restart" else "stays stopped"
-        return Said(done=True, message=f"{short(slot, life.generation)} {verb}")
-
-    def status(self) -> Status:
-        """Report how everything stands."""
-        now = time.monotonic()
-        found = report.of_world(self._world, self._slots.running, self._record, now)
-        found.supervisor = os.getpid()
-        found.uptime = round(now - self._began, 1)
-        found.nats_up = self._bus.connected
-        found.nats_pid = self._embedded.pid if self._embedded is not None else None
-        return found
 
 
 def _registration(key: str, value: bytes) -> Registration | None:
@@ -536,6 +312,3 @@ def _registration(key: str, value: bytes) -> Registration | None:
 
 def _jitter() -> float:
     return random.uniform(-1.0, 1.0)
-
-
-__all__ = ["StrandedError", "Supervisor", "WhenOpen"]

@@ -94,8 +94,9 @@ class NatsServer:
     async def stop(self) -> None:
         """Stop it: SIGTERM, then SIGKILL."""
         self._stopping = True
-        if self._process is not None and not self._process.ended:
-            await spawner.end(self._process, STOP_SECONDS)
+        if self._process is None:
+            return
+        await spawner.end(self._process, STOP_SECONDS)
         await asyncio.to_thread((self._folder / "process.json").unlink, missing_ok=True)
 
     async def _launch(self, port: int) -> None:

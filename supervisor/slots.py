@@ -36,10 +36,13 @@ OnExit = Callable[[str, int, int | None, str], None]
 class Running:
     """One life of a slot that has a process; `parent` is who forked it, if somebody did."""
 
-    def __init__(self, process: Process, record: ProcessRecord, parent: ForkParent | None) -> None:
+    def __init__(
+        self, process: Process, record: ProcessRecord, parent: ForkParent | None, *, adopted: bool = False
+    ) -> None:
         self.process = process
         self.record = record
         self.parent = parent
+        self.adopted = adopted
         self.stage = ""
 
 
@@ -83,7 +86,7 @@ class Slots:
         parent = self._parent(spec.device) if record.spawn == "prefork" else None
         await asyncio.to_thread(_make_pipe, folder)
         self._open_pipe(spec.slot, folder)
-        self.running[spec.slot] = running = Running(process, record, parent)
+        self.running[spec.slot] = running = Running(process, record, parent, adopted=True)
         return running
 
     async def ended(self, slot: str) -> tuple[int | None, str]:

@@ -17,11 +17,13 @@ from messages.subjects import Subjects
 from supervisor import spawner
 from supervisor.commands.codes import DEFAULT_STATE, Code, CommandError
 from supervisor.commands.common import read_config, say, table
-from supervisor.loop import StrandedError, Supervisor, WhenOpen
+from supervisor.ground import StrandedError
+from supervisor.loop import Supervisor
 from supervisor.nats_server import NatsError, find_binary
 from supervisor.ports import PortError
 from supervisor.spec import Spec, check_files, specs_of
 from supervisor.state import ClusterRecord, Folder, HeldError
+from supervisor.teller import WhenOpen
 
 LOG_BYTES: Final = 8 << 20
 LOGS_KEPT: Final = 3
