@@ -11,7 +11,7 @@ from messages import codec
 from messages.ids import short
 from messages.subjects import last_token
 from messages.supervise import Order, Said, Status
-from supervisor import report, restart
+from supervisor import acts, report
 from supervisor.ground import Ground
 from supervisor.restart import AT_REST, Phase
 from supervisor.slots import Slots
@@ -22,7 +22,7 @@ class Desk:
     """Where orders come in; `look` returns the world as it is now, `ask` hands an order to the deciders."""
 
     def __init__(
-        self, ground: Ground, slots: Slots, look: Callable[[], World], ask: Callable[[restart.Ask], None]
+        self, ground: Ground, slots: Slots, look: Callable[[], World], ask: Callable[[acts.Ask], None]
     ) -> None:
         self._ground = ground
         self._slots = slots
@@ -55,13 +55,13 @@ class Desk:
         if order == "status":
             answer = self.status()
         elif order in ("drain", "restart") and asked.slot in self._look().lives.slots:
-            answer = self._carry_out(restart.Ask(asked.slot, "drain" if order == "drain" else "restart"))
+            answer = self._carry_out(acts.Ask(asked.slot, "drain" if order == "drain" else "restart"))
         else:
             return
         if msg.reply:
             await self._ground.bus.publish(msg.reply, codec.to_json(answer))
 
-    def _carry_out(self, asked: restart.Ask) -> Said:
+    def _carry_out(self, asked: acts.Ask) -> Said:
         lives = self._look().lives
         life = lives.slots[asked.slot]
         drain = asked.what == "drain"

@@ -26,7 +26,7 @@ from messages.gate import Gate
 from messages.ids import short
 from messages.lifecycle import Heartbeat, Registration
 from messages.subjects import last_token
-from supervisor import events, generations, restart, roster, spawner, state, world
+from supervisor import acts, events, generations, restart, roster, spawner, state, world
 from supervisor.desk import Desk
 from supervisor.ground import Ground
 from supervisor.restart import Phase
@@ -88,7 +88,7 @@ class Supervisor:
         again = self._world.lives.ending != "no"
         log.info("%s", "aborting what is left" if again else "ending: draining front to back (once more aborts)")
         self._slots.refuse_forks()
-        self._feed(restart.End(abort=again))
+        self._feed(acts.End(abort=again))
 
     async def _watch_over(self) -> None:
         ground = self._ground
@@ -133,7 +133,7 @@ class Supervisor:
             elif (running := await self._slots.adopt(spec)) is not None:
                 generation, age = running.record.generation, max(0.0, time.time() - running.record.started)
                 log.info("%s runs on (pid %d), adopted", short(slot, generation), running.process.pid)
-                self._feed(restart.Adopted(slot, generation, age, running.record.restarts, running.record.reason))
+                self._feed(acts.Adopted(slot, generation, age, running.record.restarts, running.record.reason))
                 self._own(self._await_end(slot, generation))
 
     async def _remember_gates(self) -> None:
@@ -168,20 +168,20 @@ class Supervisor:
     def _do(self, command: world.Command) -> None:
         """Carry out one command."""
         match command:
-            case restart.Start(slot):
+            case acts.Start(slot):
                 self._own(self._start(slot))
-            case restart.Terminate(slot, generation, abort):
+            case acts.Terminate(slot, generation, abort):
                 self._slots.signal(slot, generation, signal.SIGTERM)
                 if abort:
                     asyncio.get_running_loop().call_later(
                         ABORT_PAUSE, self._slots.signal, slot, generation, signal.SIGTERM
                     )
-            case restart.Kill(slot, generation):
+            case acts.Kill(slot, generation):
                 self._slots.kill(slot, generation)
-            case restart.Forget(slot, generation):
+            case acts.Forget(slot, generation):
                 role = self._specs[slot].role
                 self._own(generations.forget(self._ground.registry, self._ground.subjects, role, slot, generation))
-            case restart.Note():
+            case acts.Note():
                 self._teller.note(command, self._world, self._slots.running.get(command.slot))
             case roster.Look(slot, generation):
                 self._own(self._look(slot, generation))
@@ -220,22 +220,22 @@ class Supervisor:
         try:
             generation = await generations.claim(self._ground.registry, self._ground.subjects, slot, used)
         except BusError as error:
-            self._feed(restart.StartFailed(slot, str(error), _jitter(), excuse="bus"))
+            self._feed(acts.StartFailed(slot, str(error), _jitter(), excuse="bus"))
             return
         try:
             await self._slots.start(spec, generation, more, life.restarts, life.reason)
         except (spawner.SpawnError, OSError) as error:
-            self._feed(restart.StartFailed(slot, str(error), _jitter()))
+            self._feed(acts.StartFailed(slot, str(error), _jitter()))
             return
-        self._feed(restart.Started(slot, generation))
+        self._feed(acts.Started(slot, generation))
         await self._await_end(slot, generation)
 
     async def _await_end(self, slot: str, generation: int) -> None:
         await self._slots.running[slot].process.wait_alone()
         # Told at once: those who send it work look at the registry.
-        self._feed(restart.Gone(slot, generation))
+        self._feed(acts.Gone(slot, generation))
         code, reason = await self._slots.ended(slot)
-        self._feed(restart.Exited(slot, generation, code, reason, _jitter()))
+        self._feed(acts.Exited(slot, generation, code, reason, _jitter()))
 
     async def _look(self, slot: str, generation: int) -> None:
         """Look at a slot whose lease is over: at its process first, and if that seems well ask the actor."""

@@ -19,6 +19,25 @@ import msgspec
 from msgspec import Struct
 
 from messages.lifecycle import NOT_RETRIED, Exit, State
+from supervisor.acts import (
+    Adopted,
+    Ask,
+    Condemned,
+    End,
+    Excuse,
+    Exited,
+    Forget,
+    Gone,
+    Kill,
+    Note,
+    Seen,
+    SlotCommand,
+    SlotEvent,
+    Start,
+    Started,
+    StartFailed,
+    Terminate,
+)
 from supervisor.events import Bus, Tick
 from supervisor.spec import Policy, Spec
 
@@ -45,7 +64,6 @@ RUNNING: Final = frozenset({Phase.LOADING, Phase.READY, Phase.DRAINING, Phase.KI
 AT_REST: Final = frozenset({Phase.STOPPED, Phase.FAILED})
 
 Intent = Literal["run", "again", "stop"]
-Excuse = Literal["", "bus"]
 
 
 class Life(Struct, frozen=True, kw_only=True):
@@ -88,138 +106,14 @@ class Lives(Struct, frozen=True, kw_only=True):
         return self.ending != "no" and all(life.phase in AT_REST for life in self.slots.values())
 
 
-# Events.
-
-
-class Started(Struct, frozen=True):
-    """The process of a new generation runs."""
-
-    slot: str
-    generation: int
-
-
-class StartFailed(Struct, frozen=True):
-    """No process came of a start; `excuse` is "bus" when only the bus was missing."""
-
-    slot: str
-    reason: str
-    jitter: float = 0.0
-    excuse: Excuse = ""
-
-
-class Adopted(Struct, frozen=True):
-    """A process of an earlier supervisor runs on; `age` is how long ago it was started, in seconds."""
-
-    slot: str
-    generation: int
-    age: float
-    restarts: int = 0
-    reason: str = ""
-
-
-class Seen(Struct, frozen=True):
-    """The slot's owner has registered this state."""
-
-    slot: str
-    generation: int
-    state: State
-
-
-class Gone(Struct, frozen=True):
-    """The process has ended; what is left of its session is being killed, and `Exited` will follow."""
-
-    slot: str
-    generation: int
-
-
-class Exited(Struct, frozen=True):
-    """The process is gone, and all of its session with it; `code` is None when nobody could tell it."""
-
-    slot: str
-    generation: int
-    code: int | None
-    reason: str
-    jitter: float = 0.0
-
-
-class Condemned(Struct, frozen=True):
-    """There is evidence that the process will do no more work."""
-
-    slot: str
-    generation: int
-    why: str
-
-
-class Ask(Struct, frozen=True):
-    """Somebody asks for a drain (the slot then stays stopped) or for a restart (drain, then the next generation)."""
-
-    slot: str
-    what: Literal["drain", "restart"]
-
-
-class End(Struct, frozen=True):
-    """Everything is to end, front to back; with `abort` at once."""
-
-    abort: bool = False
-
-
-Event = Bus | Tick | Started | StartFailed | Adopted | Seen | Gone | Exited | Condemned | Ask | End
-
-
-# Commands.
-
-
-class Start(Struct, frozen=True):
-    """Claim the next generation of a slot and start its process."""
-
-    slot: str
-
-
-class Terminate(Struct, frozen=True):
-    """Send SIGTERM: drain; with `abort` send it twice, which ends what is left with an error each."""
-
-    slot: str
-    generation: int
-    abort: bool = False
-
-
-class Kill(Struct, frozen=True):
-    """Send SIGKILL to all of the process's session."""
-
-    slot: str
-    generation: int
-
-
-class Forget(Struct, frozen=True):
-    """Delete the registration of an incarnation that is known dead."""
-
-    slot: str
-    generation: int
-
-
-class Note(Struct, frozen=True):
-    """Something for the log and the event stream; `text` is the log's, `reason` the stream's."""
-
-    slot: str
-    generation: int
-    what: str
-    text: str
-    reason: str = ""
-    planned: bool = False
-    bad: bool = False
-
-
-Command = Start | Terminate | Kill | Forget | Note
-
-
 def begin(specs: dict[str, Spec], now: float) -> Lives:
     """Make the first state: every slot waits for the bus, then starts."""
     return Lives(slots={name: Life(spec=spec, since=now, start_at=now) for name, spec in specs.items()})
 
 
-def step(lives: Lives, event: Event, now: float) -> tuple[Lives, list[Command]]:
+def step(lives: Lives, event: SlotEvent, now: float) -> tuple[Lives, list[SlotCommand]]:
     """Take in one event. An event of an earlier generation, or of an unknown slot, changes nothing."""
-    commands: list[Command] = []
+    commands: list[SlotCommand] = []
     match event:
         case Bus(up):
             lives = msgspec.structs.replace(lives, bus=up, bus_lost=lives.bus_lost if up else now)
@@ -252,7 +146,7 @@ def _with(lives: Lives, life: Life) -> Lives:
     return msgspec.structs.replace(lives, slots=lives.slots | {life.spec.slot: life})
 
 
-def _one(life: Life, event: Event, lives: Lives, now: float, commands: list[Command]) -> Life:
+def _one(life: Life, event: SlotEvent, lives: Lives, now: float, commands: list[SlotCommand]) -> Life:
     """Take in an event of one slot."""
     match event:
         case Adopted(_, generation, age, restarts, reason):
@@ -275,7 +169,7 @@ def _one(life: Life, event: Event, lives: Lives, now: float, commands: list[Comm
     return life
 
 
-def _due(life: Life, lives: Lives, now: float, commands: list[Command]) -> Life:
+def _due(life: Life, lives: Lives, now: float, commands: list[SlotCommand]) -> Life:
     """Do what time alone brings: a start, a kill, forgetting."""
     if life.phase is Phase.WAITING and lives.bus and lives.ending == "no" and now >= life.start_at:
         commands.append(Start(life.spec.slot))
@@ -309,7 +203,7 @@ def _adopted(life: Life, generation: int, age: float, restarts: int, reason: str
     )
 
 
-def _started(life: Life, generation: int, lives: Lives, now: float, commands: list[Command]) -> Life:
+def _started(life: Life, generation: int, lives: Lives, now: float, commands: list[SlotCommand]) -> Life:
     if life.phase is not Phase.STARTING:
         return life
     life = msgspec.structs.replace(
@@ -325,7 +219,7 @@ def _started(life: Life, generation: int, lives: Lives, now: float, commands: li
 
 
 def _start_failed(
-    life: Life, reason: str, jitter: float, excuse: Excuse, lives: Lives, now: float, commands: list[Command]
+    life: Life, reason: str, jitter: float, excuse: Excuse, lives: Lives, now: float, commands: list[SlotCommand]
 ) -> Life:
     if life.phase is not Phase.STARTING:
         return life
@@ -337,7 +231,9 @@ def _start_failed(
     return _crashed(life, f"could not be started: {reason}", jitter, now, commands)
 
 
-def _asked(life: Life, what: Literal["drain", "restart"], lives: Lives, now: float, commands: list[Command]) -> Life:
+def _asked(
+    life: Life, what: Literal["drain", "restart"], lives: Lives, now: float, commands: list[SlotCommand]
+) -> Life:
     if lives.ending != "no":
         return life
     intent: Intent = "stop" if what == "drain" else "again"
@@ -356,7 +252,7 @@ def _asked(life: Life, what: Literal["drain", "restart"], lives: Lives, now: flo
     return life
 
 
-def _seen(life: Life, state: State, now: float, commands: list[Command]) -> Life:
+def _seen(life: Life, state: State, now: float, commands: list[SlotCommand]) -> Life:
     name, generation = life.spec.slot, life.generation
     if state is State.READY and life.phase is Phase.LOADING and life.intent == "run":
         commands.append(Note(name, generation, "ready", "ready"))
@@ -370,7 +266,7 @@ def _seen(life: Life, state: State, now: float, commands: list[Command]) -> Life
     return life
 
 
-def _condemned(life: Life, why: str, now: float, commands: list[Command]) -> Life:
+def _condemned(life: Life, why: str, now: float, commands: list[SlotCommand]) -> Life:
     if life.phase not in (Phase.LOADING, Phase.READY, Phase.DRAINING):
         return life
     commands.append(Note(life.spec.slot, life.generation, "condemned", f"is killed: {why}", why, bad=True))
@@ -379,7 +275,7 @@ def _condemned(life: Life, why: str, now: float, commands: list[Command]) -> Lif
 
 
 def _exited(
-    life: Life, code: int | None, reason: str, jitter: float, lives: Lives, now: float, commands: list[Command]
+    life: Life, code: int | None, reason: str, jitter: float, lives: Lives, now: float, commands: list[SlotCommand]
 ) -> Life:
     if life.phase not in RUNNING:
         return life
@@ -402,7 +298,7 @@ def _exited(
     return _crashed(life, reason, jitter, now, commands)
 
 
-def _crashed(life: Life, reason: str, jitter: float, now: float, commands: list[Command]) -> Life:
+def _crashed(life: Life, reason: str, jitter: float, now: float, commands: list[SlotCommand]) -> Life:
     """Count a crash against the budget it belongs to; start again if that allows it."""
     policy = life.spec.policy
     crashes, early = life.crashes, life.early
@@ -420,7 +316,7 @@ def _crashed(life: Life, reason: str, jitter: float, now: float, commands: list[
     return _wait(life, reason, jitter, now, commands)
 
 
-def _wait(life: Life, reason: str, jitter: float, now: float, commands: list[Command]) -> Life:
+def _wait(life: Life, reason: str, jitter: float, now: float, commands: list[SlotCommand]) -> Life:
     """Start again after the back-off, which counts from the last start: a long life starts again at once."""
     start_at = max(now, life.started + backoff(life.spec.policy, life.streak, jitter))
     delay = "" if start_at <= now else f" in {start_at - now:.1f} s"
@@ -447,14 +343,14 @@ def backoff(policy: Policy, streak: int, jitter: float) -> float:
     return float(min(policy.backoff * 2.0 ** min(streak, 64), policy.backoff_max) * (1 + JITTER * jitter))
 
 
-def _at_rest(life: Life, phase: Phase, reason: str, planned: bool, now: float, commands: list[Command]) -> Life:
+def _at_rest(life: Life, phase: Phase, reason: str, planned: bool, now: float, commands: list[SlotCommand]) -> Life:
     what = "gave_up" if phase is Phase.FAILED else "stopped"
     text = f"{'failed' if phase is Phase.FAILED else 'stopped'}: {reason}"
     commands.append(Note(life.spec.slot, life.generation, what, text, reason, planned, phase is Phase.FAILED))
     return msgspec.structs.replace(_to(life, phase, now), reason=reason, planned=planned, kill_at=math.inf)
 
 
-def _terminate(life: Life, now: float, commands: list[Command], *, abort: bool = False) -> Life:
+def _terminate(life: Life, now: float, commands: list[SlotCommand], *, abort: bool = False) -> Life:
     """Ask a process to drain; one that is not ready has nothing to drain and gets little time."""
     commands.append(Terminate(life.spec.slot, life.generation, abort))
     what, text = ("aborted", "aborts what is left") if abort else ("draining", "drains")
@@ -463,7 +359,7 @@ def _terminate(life: Life, now: float, commands: list[Command], *, abort: bool =
     return msgspec.structs.replace(_to(life, Phase.DRAINING, now), kill_at=now + patience + KILL_SLACK)
 
 
-def _end(lives: Lives, abort: bool, now: float, commands: list[Command]) -> Lives:
+def _end(lives: Lives, abort: bool, now: float, commands: list[SlotCommand]) -> Lives:
     """Begin the end: what does not run stops, what only loads has nothing to finish, the rest goes tier by tier."""
     lives = msgspec.structs.replace(lives, ending="abort" if abort or lives.ending == "abort" else "drain")
     for life in list(lives.slots.values()):
@@ -477,7 +373,7 @@ def _end(lives: Lives, abort: bool, now: float, commands: list[Command]) -> Live
     return lives
 
 
-def _next_tier(lives: Lives, now: float, commands: list[Command]) -> Lives:
+def _next_tier(lives: Lives, now: float, commands: list[SlotCommand]) -> Lives:
     """Drain the foremost tier that still lives; the next one follows when all of it is gone."""
     living = [life for life in lives.slots.values() if life.phase not in AT_REST]
     front = min((life.spec.tier for life in living), default=0)

@@ -14,9 +14,9 @@ from messages.gate import Gate
 from messages.ids import short
 from messages.lifecycle import Event, Stage
 from messages.subjects import Topic
+from supervisor.acts import Note
 from supervisor.gate import Door
 from supervisor.ground import Ground
-from supervisor.restart import Note
 from supervisor.slots import Running
 from supervisor.state import ClusterRecord
 from supervisor.world import World

@@ -12,10 +12,11 @@ from msgspec import Struct
 from messages.gate import Gate
 from messages.ids import Role
 from messages.lifecycle import State
-from supervisor import gate, restart, roster
+from supervisor import acts, gate, restart, roster
+from supervisor.acts import Note
 from supervisor.events import Bus, Tick
 from supervisor.gate import Door, Wanted
-from supervisor.restart import Life, Lives, Note, Phase
+from supervisor.restart import Life, Lives, Phase
 from supervisor.roster import Look, Roster
 from supervisor.spec import Spec
 
@@ -38,8 +39,8 @@ class WriteGate(Struct, frozen=True):
     what: str
 
 
-Event = restart.Event | roster.Event
-Command = restart.Command | Look | WriteGate
+Event = acts.SlotEvent | roster.Event
+Command = acts.SlotCommand | Look | WriteGate
 
 
 def begin(specs: dict[str, Spec], now: float, *, grace: float) -> World:
@@ -78,7 +79,7 @@ def step(world: World, event: Event, now: float) -> tuple[World, list[Command]]:
             | roster.Looked()
         ):
             world = _to_roster(world, event, now, commands)
-        case restart.Gone(slot, generation) | restart.Exited(slot, generation):
+        case acts.Gone(slot, generation) | acts.Exited(slot, generation):
             world = _to_lives(world, event, now, commands)
             entry = world.roster.entries.get(slot)
             if entry is not None and entry.registration.generation <= generation and slot in world.lives.slots:
@@ -89,7 +90,7 @@ def step(world: World, event: Event, now: float) -> tuple[World, list[Command]]:
     return _decide_gates(world, commands), commands
 
 
-def _to_lives(world: World, event: restart.Event, now: float, commands: list[Command]) -> World:
+def _to_lives(world: World, event: acts.SlotEvent, now: float, commands: list[Command]) -> World:
     lives, more = restart.step(world.lives, event, now)
     commands += more
     return world if lives is world.lives else msgspec.structs.replace(world, lives=lives)
@@ -106,7 +107,7 @@ def _to_roster(world: World, event: roster.Event, now: float, commands: list[Com
             case Look():
                 commands.append(finding)
             case roster.Stuck(slot, generation, why):
-                world = _to_lives(world, restart.Condemned(slot, generation, why), now, commands)
+                world = _to_lives(world, acts.Condemned(slot, generation, why), now, commands)
             case roster.Lapsed(slot, generation, over):
                 text = "no heartbeat: its lease is over" if over else "is heard again"
                 commands.append(Note(slot, generation, "lapsed" if over else "heard", text, bad=over))
@@ -122,7 +123,7 @@ def _sync(world: World, now: float, commands: list[Command]) -> World:
         state, generation = entry.registration.state, entry.registration.generation
         news = (State.READY, State.DRAINING) if life.phase is Phase.LOADING else (State.DRAINING,)
         if generation == life.generation and state in news:
-            world = _to_lives(world, restart.Seen(slot, generation, state), now, commands)
+            world = _to_lives(world, acts.Seen(slot, generation, state), now, commands)
     return world
 
 

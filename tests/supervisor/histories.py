@@ -5,7 +5,7 @@ from typing import Any
 
 from messages.ids import Role, parse_slot
 from messages.lifecycle import Child, Heartbeat, Registration, State
-from supervisor import restart
+from supervisor import acts, restart
 from supervisor.restart import Life, Lives
 from supervisor.spec import FRONT_TO_BACK, Policy, Spec
 
@@ -55,22 +55,22 @@ class Played:
 
     def __init__(self, *specs: Spec) -> None:
         self.lives: Lives = restart.begin({spec.slot: spec for spec in specs}, 0.0)
-        self.commands: list[restart.Command] = []
+        self.commands: list[acts.SlotCommand] = []
         self.now = 0.0
 
-    def at(self, now: float, *events: restart.Event) -> list[restart.Command]:
+    def at(self, now: float, *events: acts.SlotEvent) -> list[acts.SlotCommand]:
         """Feed events at a time; return what they made it command, notes left out."""
         self.now = now
-        said: list[restart.Command] = []
+        said: list[acts.SlotCommand] = []
         for event in events:
             self.lives, commands = restart.step(self.lives, event, now)
             said += commands
         self.commands += said
-        return [command for command in said if not isinstance(command, restart.Note)]
+        return [command for command in said if not isinstance(command, acts.Note)]
 
-    def notes(self, what: str) -> list[restart.Note]:
+    def notes(self, what: str) -> list[acts.Note]:
         """All that was noted under this word."""
-        return [command for command in self.commands if isinstance(command, restart.Note) and command.what == what]
+        return [command for command in self.commands if isinstance(command, acts.Note) and command.what == what]
 
     def life(self, slot: str = D0) -> Life:
         """How a slot stands."""

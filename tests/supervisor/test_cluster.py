@@ -228,7 +228,7 @@ async def test_what_happened_is_in_the_event_stream(six: Cluster) -> None:
     async with on_bus(six) as bus:
         await bus.subscribe(Subjects().events, hear)
         await bus.flush()
-        generation = six.kill("demo-decode-0")
+        generation = await asyncio.to_thread(six.kill, "demo-decode-0")
         async with asyncio.timeout(10):
             await enough.wait()
     died = next(event for event in heard if event.topic == "restart" and event.what == "died")

@@ -5,8 +5,7 @@ import math
 import pytest
 
 from messages.lifecycle import Exit, State
-from supervisor.events import Bus, Tick
-from supervisor.restart import (
+from supervisor.acts import (
     Adopted,
     Ask,
     Condemned,
@@ -15,16 +14,14 @@ from supervisor.restart import (
     Forget,
     Gone,
     Kill,
-    Phase,
     Seen,
     Start,
     Started,
     StartFailed,
     Terminate,
-    add_restart,
-    backoff,
-    next_wake,
 )
+from supervisor.events import Bus, Tick
+from supervisor.restart import Phase, add_restart, backoff, next_wake
 from supervisor.spec import Policy
 from tests.supervisor.histories import D0, D1, F0, P0, Played, spec
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from messages.gate import Gate, Missing
 from messages.lifecycle import Exit, State
-from supervisor import restart, roster, world
+from supervisor import acts, restart, roster, world
 from supervisor.events import Bus, Tick
 from supervisor.restart import Phase
 from supervisor.world import World, WriteGate
@@ -40,15 +40,15 @@ class Theatre:
         self.commands += commands
         for command in commands:
             match command:
-                case restart.Start(slot):
+                case acts.Start(slot):
                     assert slot not in self.running, "started while its earlier life still ran"
                     assert slot not in self.starting, "started twice"
                     assert self.bus, "started without the bus"
                     assert not self.ended, "started while everything ends"
                     self.starting.add(slot)
-                case restart.Kill(slot, generation) | restart.Terminate(slot, generation):
+                case acts.Kill(slot, generation) | acts.Terminate(slot, generation):
                     assert self.running.get(slot) == generation, "a signal for a life that is over"
-                case restart.Forget(slot, generation):
+                case acts.Forget(slot, generation):
                     assert slot not in self.running or slot in self.dying, "forgotten alive"
                     if self.registered.get(slot) == generation:
                         del self.registered[slot]
@@ -87,10 +87,10 @@ class Theatre:
                 self.starting.discard(slot)
                 self.last[slot] += 1
                 self.running[slot] = self.last[slot]
-                self.feed(restart.Started(slot, self.last[slot]))
+                self.feed(acts.Started(slot, self.last[slot]))
             case "unspawned" if slot in self.starting:
                 self.starting.discard(slot)
-                self.feed(restart.StartFailed(slot, "no memory", excuse="bus" if number % 2 else ""))
+                self.feed(acts.StartFailed(slot, "no memory", excuse="bus" if number % 2 else ""))
             case "register" if generation and slot not in self.dying:
                 self.registered[slot] = generation
                 state = State.READY if number % 4 else State.DRAINING
@@ -100,26 +100,26 @@ class Theatre:
                 self.feed(roster.Unregistered(slot))
             case "gone" if generation:
                 self.dying.add(slot)
-                self.feed(restart.Gone(slot, generation))
+                self.feed(acts.Gone(slot, generation))
             case "exit" if generation:
                 self.dying.discard(slot)
                 del self.running[slot]
                 code = [None, Exit.OK, Exit.LOAD, Exit.CONFIG, Exit.BUS_LOST][number % 5]
-                self.feed(restart.Exited(slot, generation, code, "ended", (number % 3) - 1.0))
+                self.feed(acts.Exited(slot, generation, code, "ended", (number % 3) - 1.0))
             case "beat":
                 self.feed(roster.Beat(beat(slot, generation or 1, in_flight=number % 2, steps=number // 4)))
             case "look":
                 self.feed(roster.Looked(slot, generation, "T" if number % 2 else "S", "silent"))
             case "condemn":
-                self.feed(restart.Condemned(slot, generation, "stalled"))
+                self.feed(acts.Condemned(slot, generation, "stalled"))
             case "ask":
-                self.feed(restart.Ask(slot, "restart" if number % 2 else "drain"))
+                self.feed(acts.Ask(slot, "restart" if number % 2 else "drain"))
             case "stale":
-                self.feed(restart.Exited(slot, self.last[slot] - 1, None, "old"))
-                self.feed(restart.Seen(slot, self.last[slot] - 1, State.READY))
+                self.feed(acts.Exited(slot, self.last[slot] - 1, None, "old"))
+                self.feed(acts.Seen(slot, self.last[slot] - 1, State.READY))
             case "end":
                 self.ended = True
-                self.feed(restart.End(abort=bool(number % 2)))
+                self.feed(acts.End(abort=bool(number % 2)))
 
 
 OFTEN = ["time", "spawned", "register", "exit", "beat"]
@@ -151,7 +151,7 @@ def test_whatever_happened_everything_can_be_ended(happenings: list[tuple[str, s
     for _ in range(20):
         for slot in SPECS:
             theatre.act("spawned", slot, 1)
-        told = {c.slot for c in theatre.commands if isinstance(c, restart.Kill | restart.Terminate)}
+        told = {c.slot for c in theatre.commands if isinstance(c, acts.Kill | acts.Terminate)}
         for slot in (told | theatre.dying) & set(theatre.running):
             theatre.act("exit", slot, 1)
         theatre.act("time", D0, 400)
@@ -228,7 +228,7 @@ def test_a_gate_remembers_its_epoch_and_where_the_cluster_goes_on_that_it_was_op
     old = Gate(model="demo", alias="demo", open=True, epoch=41, since=1.0, opened=True)
     for goes_on in (True, False):
         state = world.remember(world.begin(SPECS, 0.0, grace=30.0), "demo", old, goes_on=goes_on)
-        history: list[Any] = [restart.Adopted(slot, 3, 10.0) for slot in (P0, D0, F0)]
+        history: list[Any] = [acts.Adopted(slot, 3, 10.0) for slot in (P0, D0, F0)]
         history += [Bus(True), roster.Whole({slot: registration(slot, 3) for slot in (P0, D0, F0)})]
         written: list[Gate] = []
         for event in history:

@@ -1,0 +1,133 @@
+"""What can happen to a slot, and what can be done about it: the events and commands of the restart decider."""
+
+from typing import Literal
+
+from msgspec import Struct
+
+from messages.lifecycle import State
+from supervisor.events import Bus, Tick
+
+Excuse = Literal["", "bus"]
+
+# Events.
+
+
+class Started(Struct, frozen=True):
+    """The process of a new generation runs."""
+
+    slot: str
+    generation: int
+
+
+class StartFailed(Struct, frozen=True):
+    """No process came of a start; `excuse` is "bus" when only the bus was missing."""
+
+    slot: str
+    reason: str
+    jitter: float = 0.0
+    excuse: Excuse = ""
+
+
+class Adopted(Struct, frozen=True):
+    """A process of an earlier supervisor runs on; `age` is how long ago it was started, in seconds."""
+
+    slot: str
+    generation: int
+    age: float
+    restarts: int = 0
+    reason: str = ""
+
+
+class Seen(Struct, frozen=True):
+    """The slot's owner has registered this state."""
+
+    slot: str
+    generation: int
+    state: State
+
+
+class Gone(Struct, frozen=True):
+    """The process has ended; what is left of its session is being killed, and `Exited` will follow."""
+
+    slot: str
+    generation: int
+
+
+class Exited(Struct, frozen=True):
+    """The process is gone, and all of its session with it; `code` is None when nobody could tell it."""
+
+    slot: str
+    generation: int
+    code: int | None
+    reason: str
+    jitter: float = 0.0
+
+
+class Condemned(Struct, frozen=True):
+    """There is evidence that the process will do no more work."""
+
+    slot: str
+    generation: int
+    why: str
+
+
+class Ask(Struct, frozen=True):
+    """Somebody asks for a drain (the slot then stays stopped) or for a restart (drain, then the next generation)."""
+
+    slot: str
+    what: Literal["drain", "restart"]
+
+
+class End(Struct, frozen=True):
+    """Everything is to end, front to back; with `abort` at once."""
+
+    abort: bool = False
+
+
+SlotEvent = Bus | Tick | Started | StartFailed | Adopted | Seen | Gone | Exited | Condemned | Ask | End
+
+
+# Commands.
+
+
+class Start(Struct, frozen=True):
+    """Claim the next generation of a slot and start its process."""
+
+    slot: str
+
+
+class Terminate(Struct, frozen=True):
+    """Send SIGTERM: drain; with `abort` send it twice, which ends what is left with an error each."""
+
+    slot: str
+    generation: int
+    abort: bool = False
+
+
+class Kill(Struct, frozen=True):
+    """Send SIGKILL to all of the process's session."""
+
+    slot: str
+    generation: int
+
+
+class Forget(Struct, frozen=True):
+    """Delete the registration of an incarnation that is known dead."""
+
+    slot: str
+    generation: int
+
+
+class Note(Struct, frozen=True):
+    """Something for the log and the event stream; `text` is the log's, `reason` the stream's."""
+
+    slot: str
+    generation: int
+    what: str
+    text: str
+    reason: str = ""
+    planned: bool = False
+    bad: bool = False
+
+
+SlotCommand = Start | Terminate | Kill | Forget | Note
