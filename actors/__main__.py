@@ -5,6 +5,8 @@ import os
 import sys
 from pathlib import Path
 
+from setproctitle import setproctitle
+
 from actors.actor import Actor, Setup
 from messages import codec, config, logs
 from messages.ids import ROLES, parse_slot, short
@@ -29,18 +31,10 @@ def main(argv: list[str] | None = None) -> int:
         (folder / "exit.json").write_bytes(codec.to_json(note))
         return int(Exit.CONFIG)
     who = short(options.slot, options.generation)
-    _name_process(who)
+    # `ps` explains the system; what was forked from the prefork parent would bear its name.
+    setproctitle(f"troupe {who}")
     logs.start(who, actor_setup.cluster.log_level)
     return _actor_class(options.role)(actor_setup).run()
-
-
-def _name_process(who: str) -> None:
-    """Have `ps` explain the system; what was forked from the prefork parent would bear its name."""
-    try:
-        from setproctitle import setproctitle
-    except ImportError:
-        return
-    setproctitle(f"troupe {who}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -123,7 +123,7 @@ class Actor(ABC):
         return self.plain_heartbeat()
 
     def ping(self, asked: Control) -> str:
-        """Say that we are here; where the ping names a request, that it is ours. Raises ServiceError 404 if it is not."""
+        """Say that we are here, and where the ping names a request, that it is ours (ServiceError 404 if not)."""
         return "here"
 
     async def control(self, verb: str, asked: Control) -> str:

@@ -15,7 +15,7 @@ ALLOWED = {
     "messages": {"messages", "msgspec", "nats"},
     "actors": {
         "actors", "messages", "aiohttp", "anyio", "huggingface_hub", "jinja2", "msgspec", "nats", "prometheus_client",
-        "tokenizers", "uvloop",
+        "setproctitle", "tokenizers", "uvloop",
     },
     "actors/engines": {"actors", "messages", "msgspec", "zmq"} | ENGINE_LIBRARIES,
     "actors/encoder": {"actors", "messages", "anyio", "msgspec", "zmq"},

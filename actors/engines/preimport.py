@@ -24,7 +24,6 @@ MODULES: Final = (
     "actors.worker",
 )
 LATE: Final = (
-    "setproctitle",
     "sglang.srt.disaggregation.nixl.conn",
     "sglang.srt.layers.attention.torch_native_backend",
     "sglang.srt.layers.attention.triton_backend",
