@@ -185,6 +185,8 @@ class Bus:
             raise self._too_large(payload) from None
         except (nats.errors.ConnectionClosedError, nats.errors.ConnectionDrainingError):
             raise BusError("the connection to NATS is closed") from None
+        except nats.errors.BadSubjectError:
+            raise BusError(f"{(reply or subject)[:256]!r} is no subject") from None
 
     async def request(
         self, subject: str, payload: bytes = b"", *, timeout: float, headers: dict[str, str] | None = None

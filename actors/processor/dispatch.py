@@ -14,13 +14,14 @@ from typing import Final
 import msgspec
 
 from actors.processor.asks import Asks, Then
+from actors.processor.continuing import why_not_continued, work_bytes
 from actors.processor.journal import Job, Journal, Leg
 from actors.processor.router import choose
 from actors.processor.view import Seat, View
 from messages import codec
 from messages.bus import NobodyThereError, ServiceError, SilentError
 from messages.frames import Finish, Item
-from messages.ids import short
+from messages.ids import Role, short
 from messages.lifecycle import Control
 from messages.subjects import Subjects
 from messages.submit import Error
@@ -47,6 +48,7 @@ class Dispatcher:
         subjects: Subjects,
         alias: str,
         incarnation: str,
+        max_payload: int,
         disaggregated: bool,
         now: Callable[[], float],
         chance: random.Random | None = None,
@@ -57,6 +59,7 @@ class Dispatcher:
         self._subjects = subjects
         self._alias = alias
         self._incarnation = incarnation
+        self._max_payload = max_payload
         self._disaggregated = disaggregated
         self._now = now
         self._chance = chance or random.Random()
@@ -81,9 +84,17 @@ class Dispatcher:
         """Something has changed: try those who wait, first come first."""
         if not self.waiting:
             return
+        now = self._now()
         for job in list(self.waiting.values()):
+            if not self._room(now):
+                return
             if job.over or self._try(job):
                 self.waiting.pop(job.id, None)
+
+    def _room(self, now: float) -> bool:
+        """Whether anybody could take anything: else there is no need to ask for each of those who wait."""
+        roles: tuple[Role, ...] = ("prefill", "decode") if self._disaggregated else ("decode",)
+        return all(any(not seat.full for seat in self._view.by_role(role, now)) for role in roles)
 
     def _try(self, job: Job) -> bool:
         now = self._now()
@@ -292,13 +303,12 @@ class Dispatcher:
         job.base = len(job.tokens)
         sampling = job.asked.sampling
         if job.tokens:
-            if sampling.frequency_penalty or sampling.presence_penalty or sampling.repetition_penalty != 1.0:
-                why = "penalties count generated tokens, so that it cannot be continued elsewhere"
+            if (why := why_not_continued(sampling)) is not None:
                 self._journal.end(job, job.error(500, f"an actor failed on this request, and {why}"))
                 return
-            if sampling.min_tokens:
-                why = "min_tokens counts generated tokens, so that it cannot be continued elsewhere"
-                self._journal.end(job, job.error(500, f"an actor failed on this request, and {why}"))
+            if (size := work_bytes(len(job.asked.prompt) + len(job.tokens))) > self._max_payload:
+                why = f"its {size} bytes by now are more than the {self._max_payload} that NATS takes"
+                self._journal.end(job, job.error(413, f"an actor failed on this request, and {why}"))
                 return
             if len(job.tokens) >= sampling.max_tokens:
                 self._journal.end(job, job.done("length"))

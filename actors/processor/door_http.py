@@ -193,7 +193,12 @@ class HttpDoor:
         if (announced := request.content_length) is not None and announced > self._limit:
             raise too_large(announced, self._limit)
         try:
-            return await request.read()
+            if request.content.is_eof():
+                return await request.read()
+            async with asyncio.timeout(STALL_SECONDS):
+                return await request.read()
+        except TimeoutError:
+            raise RefusalError(408, f"the body did not come within {STALL_SECONDS:g} s") from None
         except web.HTTPRequestEntityTooLarge as error:
             raise too_large(
                 error.actual_size if hasattr(error, "actual_size") else self._limit + 1, self._limit
@@ -307,7 +312,7 @@ class HttpDoor:
             answer.headers["Retry-After"] = _seconds(refusal.retry_after)
         if refusal.code == 405 and allow is not None:
             answer.headers["Allow"] = allow
-        if refusal.code == 413:
+        if refusal.code in (408, 413):
             answer.force_close()
         return answer
 

@@ -109,6 +109,9 @@ class NatsDoor:
         self._service.cancel(last_token(msg.subject))
 
     async def _on_submit(self, msg: Msg) -> None:
+        if not msg.reply:
+            log.warning("a request on %s without a reply subject: nobody could be answered", msg.subject)
+            return
         form = (msg.headers or {}).get("content-type", codec.JSON) if msg.headers else codec.JSON
         encode = codec.to_msgpack if form == codec.MSGPACK else codec.to_json
         body: Body | None = None

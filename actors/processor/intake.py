@@ -8,6 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from actors.processor import explain, parsers
+from actors.processor.continuing import why_not_continued
 from actors.processor.journal import Asked
 from actors.processor.output import Output
 from actors.processor.refusal import RefusalError
@@ -200,6 +201,8 @@ class Intake:
         if len(received) > (most := asked.sampling.max_tokens):
             message = f"resume.token_ids: {len(received)} tokens are more than the {most} that may come"
             raise RefusalError(400, message, param="resume.token_ids")
+        if received and (why := why_not_continued(asked.sampling)) is not None:
+            raise RefusalError(500, f"a processor failed on this request, and {why}", param="resume")
         asked.before = body.resume.attempt
         asked.received = received
 

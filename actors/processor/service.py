@@ -11,6 +11,7 @@ import msgspec
 from nats.aio.msg import Msg
 
 from actors.processor.asks import Asks
+from actors.processor.continuing import work_bytes
 from actors.processor.dispatch import Dispatcher
 from actors.processor.inbox import Inbox
 from actors.processor.intake import Intake
@@ -62,12 +63,15 @@ class Service:
             subjects=subjects,
             alias=model.slug,
             incarnation=incarnation,
+            max_payload=bus.max_payload,
             disaggregated="prefill" in model.cast,
             now=self.loop.time,
         )
         self.line = Line(self.view, self.dispatcher, model.limits)
         self.inbox = Inbox(bus, self.post, subjects, incarnation, self.dispatcher.receive)
         self._preparing: set[str] = set()
+        self._prepared = asyncio.Event()
+        self._cancelled: set[str] = set()
         self._threads = anyio.CapacityLimiter(THREADS)
         self._long = 0
         self.draining = False
@@ -120,11 +124,15 @@ class Service:
             again = self.model.limits.retry_after
             raise RefusalError(429, f"{limit} requests are in flight here, and no more may be", retry_after=again)
         self._preparing.add(body.id)
+        self._prepared.clear()
         return None
 
     def release(self, body: Body) -> None:
         """Give a reserved id back."""
         self._preparing.discard(body.id)
+        self._cancelled.discard(body.id)
+        if not self._preparing:
+            self._prepared.set()
 
     async def prepare(self, body: Body) -> Asked:
         """Make the prompt, off the loop if it is long. Raises RefusalError 400 or 429."""
@@ -140,7 +148,12 @@ class Service:
             self._long -= 1
 
     def begin(self, asked: Asked, sink: Sink) -> Job:
-        """Accept a request: from here on it is ours and gets its last word. Raises RefusalError 429 or 503."""
+        """Accept a request: from here on it is ours and gets its last word. Raises RefusalError."""
+        if asked.id in self._cancelled:
+            raise RefusalError(499, "cancelled by the client")
+        if (size := work_bytes(len(asked.prompt))) > self._bus.max_payload:
+            message = f"a prompt of {len(asked.prompt)} tokens makes a message of {size} bytes"
+            raise RefusalError(413, f"{message}; NATS takes {self._bus.max_payload}")
         job = Job(asked, sink, self.loop.time())
         last = job.last_word_again()
         if last is None:
@@ -165,6 +178,8 @@ class Service:
         """The client wants no more."""
         if (job := self.journal.get(request)) is not None:
             self.journal.end(job, job.error(499, "cancelled by the client"))
+        elif request in self._preparing:
+            self._cancelled.add(request)
 
     # What we hear.
 
@@ -220,7 +235,8 @@ class Service:
     async def drain(self) -> None:
         """Finish what is there; the doors take nothing new any more."""
         self.draining = True
-        await self.journal.empty.wait()
+        while self._preparing or len(self.journal):
+            await (self._prepared if self._preparing else self.journal.empty).wait()
         self.inbox.acknowledge()
         await self.post.flush()
 

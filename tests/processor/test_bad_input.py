@@ -3,6 +3,7 @@
 import asyncio
 import io
 import socket
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -212,13 +213,48 @@ async def test_long_prompts_are_prepared_off_the_loop_and_bounded(
     assert isinstance(over, Error)
     assert (over.code, over.retry_after) == (429, 2.0)
     again = await stage.submit("completion", {"prompt": "a b " * 700, "id": long[0].id}, reply=long[0].reply)
+    await stage.bus.publish(stage.subjects.cancel(long[1].id))
     await well(stage, decode)
+    await stage.nats.shut()
+    draining = asyncio.ensure_future(stage.service.drain())
     gate.set()
-    for _ in long:
-        await decode.emit(await decode.got(), [1], "stop")
-    for talk in long:
-        assert isinstance(await talk.last(), Done)
+    await decode.emit(await decode.got(), [1], "stop")
+    assert isinstance(await long[0].last(), Done)
+    cancelled = await long[1].last()
+    assert isinstance(cancelled, Error)
+    assert cancelled.code == 499
+    await asyncio.wait_for(draining, SECONDS)
     assert again.answers == []
+    assert decode.work.empty()
+
+
+async def test_a_prompt_that_nats_cannot_carry(tmp_path: Path) -> None:
+    (tmp_path / "small.conf").write_text("max_payload: 8192")
+    server = NatsServer(tmp_path / "jetstream", "-c", str(tmp_path / "small.conf"))
+    server.start()
+    try:
+        async with raised(server.url) as stage:
+            await stage.gate(True)
+            decode = await stage.gpu("decode")
+            status, answer, _ = await stage.post("/v1/completions", TEXT | {"prompt": [1] * 3_000})
+            assert status == 413
+            assert "3000 tokens makes a message of 14048 bytes; NATS takes 8192" in answer["error"]["message"]
+            await well(stage, decode)
+    finally:
+        server.stop()
+
+
+async def test_a_reply_subject_that_is_none(stage: Stage) -> None:
+    decode = await stage.gpu("decode")
+    for bad in (b"{not json", msgspec.json.encode({"token_ids": [1]})):
+        await stage.bus.publish("troupe.v1.submit.demo.generate", bad)
+        for reply in ("a..b", ".", "*", ">"):
+            await stage.bus.publish("troupe.v1.submit.demo.generate", bad, reply=reply)
+    await stage.bus.flush()
+    for _ in range(4):
+        await decode.emit(await decode.got(), [1], "stop")
+    await eventually(lambda: len(stage.service.journal) == 0)
+    await well(stage, decode)
 
 
 async def connected(address: str) -> socket.socket:
@@ -265,13 +301,16 @@ async def test_a_client_on_http_that_never_reads(stage: Stage, monkeypatch: pyte
         assert len(stage.service.journal) == 0
 
 
-async def test_half_a_request_harms_nobody(stage: Stage) -> None:
+async def test_half_a_request_harms_nobody(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("actors.processor.door_http.STALL_SECONDS", 0.3)
     decode = await stage.gpu("decode")
     assert stage.http.address is not None
     with await connected(stage.http.address) as raw:
         half = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{"
         await asyncio.get_running_loop().sock_sendall(raw, half)
         await well(stage, decode)
+        async with asyncio.timeout(SECONDS):
+            assert b" 408 " in await asyncio.get_running_loop().sock_recv(raw, 100)
 
 
 @pytest.mark.parametrize(

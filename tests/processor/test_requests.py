@@ -322,6 +322,13 @@ async def test_what_cannot_be_continued_says_why(stage: Stage) -> None:
     assert "penalties" in error.message
 
 
+async def test_what_cannot_be_continued_cannot_be_resumed(stage: Stage) -> None:
+    talk = await stage.generate([1], min_tokens=2, resume={"attempt": 1, "token_ids": [5]})
+    error = await talk.last()
+    assert isinstance(error, Error)
+    assert (error.code, "min_tokens counts generated tokens" in error.message) == (500, True)
+
+
 async def test_prefill_may_die_after_the_hand_over(pair: Stage) -> None:
     prefill, decode = await pair.gpu("prefill"), await pair.gpu("decode")
     talk = await pair.generate([1])
