@@ -231,7 +231,8 @@ def _stops(stop: str | list[str] | None) -> list[str]:
 def _tools(body: Chat) -> list[dict[str, Any]] | None:
     if not body.tools or body.tool_choice == "none":
         return None
-    return [msgspec.to_builtins(tool) for tool in body.tools]
+    # Models know tools with the type in front: the other way round, a small one takes "type" for an argument.
+    return [{"type": tool.type, "function": msgspec.to_builtins(tool.function)} for tool in body.tools]
 
 
 def _length(message: Message) -> int:
