@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--seed", default="0", help="the same seed gives the same requests (default: 0)")
     parser.add_argument("--skills", help=f"some only, with commas between (default: {'; '.join(mixture.NAMES)})")
     parser.add_argument("--device", default="cpu", help="cpu or cuda, for Transformers (default: cpu)")
-    parser.add_argument("--batch", type=int, default=32, help="requests at once (default: 32)")
+    parser.add_argument("--batch", type=int, default=32, help="requests at once, of a cluster (default: 32)")
     parser.add_argument("--through", metavar="URL", help="ask a running cluster at its HTTP door instead")
     parser.add_argument("--served", default="troupe-small-chat", help="the model's name there")
     parser.add_argument("--wrong", type=int, default=0, metavar="N", help="show N wrong answers of each skill")
@@ -35,7 +35,7 @@ def main() -> None:
     if given.through:
         answers = asyncio.run(_through(given.through, given.served, asked, given.batch))
     else:
-        answers = _transformers(given.model, given.device, asked, given.batch)
+        answers = _transformers(given.model, given.device, asked)
     seconds = time.monotonic() - began
     if given.save:
         given.save.write_text("".join(map(_line, asked, answers)), encoding="utf-8")
@@ -61,14 +61,19 @@ def _names(parser: argparse.ArgumentParser, text: str | None) -> Sequence[str]:
     return [name for name in mixture.NAMES if name in chosen]
 
 
-def _transformers(folder: Path, device: str, asked: Sequence[Conversation], batch: int) -> list[str]:
+def _transformers(folder: Path, device: str, asked: Sequence[Conversation]) -> list[str]:
+    if device == "cpu":
+        # Where SGLang is installed for a CPU, Transformers cannot be imported without its shims.
+        from actors.engines.cpu_shims import activate
+
+        activate()
     from models.evaluate.transformers import Transformers
 
-    answers = [""] * len(asked)
-    for done, (number, answer) in enumerate(Transformers(folder, device).answers(asked, batch), 1):
-        answers[number] = answer
-        if done % batch == 0:
-            print(f"\r{done} of {len(asked)}", end="", file=sys.stderr, flush=True)
+    answers = []
+    for answer in Transformers(folder, device).answers(asked):
+        answers.append(answer)
+        if len(answers) % 20 == 0:
+            print(f"\r{len(answers)} of {len(asked)}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     return answers
 

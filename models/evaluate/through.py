@@ -14,7 +14,7 @@ import aiohttp
 from models.train.examples import Conversation, Message, Tool
 
 Generate = Callable[[Sequence[Message], Sequence[Tool], bool], Awaitable[str]]
-MOST_TOKENS = 2400
+MOST_TOKENS = 2100
 DEADLINE = 600.0
 """Seconds that one answer may take."""
 

@@ -9,10 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as some
 from tokenizers import Tokenizer
 
+from actors.processor.intake import _tools as for_template
 from actors.processor.refusal import RefusalError
 from actors.processor.template import Template
+from messages import codec
+from messages.submit import Chat
 from models.evaluate.through import as_openai
 from models.train import mixture, template
+from models.train.skills import tools
 from models.train.source import Source
 from tests.harness import ROOT
 
@@ -83,13 +87,24 @@ def test_the_template_makes_the_prompts_that_the_model_was_trained_on(skill: str
     source = Source(f"template {skill}", held_out=False)
     for _ in range(40):
         conversation = mixture.conversation(source, skill, turns=source.number(0, 2))
-        messages, tools = list(conversation.messages), list(conversation.tools)
-        trained = template.prompt(messages, tools, thinking=conversation.thinking)
+        messages, offered = list(conversation.messages), list(conversation.tools)
+        trained = template.prompt(messages, offered, thinking=conversation.thinking)
         extra = {"enable_thinking": conversation.thinking}
         assert (
-            TEMPLATE.render([dict(m) for m in messages], tools=[dict(t) for t in tools] or None, extra=extra) == trained
+            TEMPLATE.render([dict(m) for m in messages], tools=[dict(t) for t in offered] or None, extra=extra)
+            == trained
         )
-        assert TEMPLATE.render(as_openai(messages), tools=[dict(t) for t in tools] or None, extra=extra) == trained
+        assert TEMPLATE.render(as_openai(messages), tools=[dict(t) for t in offered] or None, extra=extra) == trained
+
+
+def test_a_tool_that_comes_over_the_api_is_rendered_as_in_training() -> None:
+    source = Source("tools over the api", held_out=False)
+    for tool in (tool for _ in range(50) for tool in tools.some_tools(source, 2)):
+        body = codec.from_json(
+            codec.to_json({"model": "m", "messages": [{"role": "user", "content": "x"}], "tools": [tool]}), Chat
+        )
+        (seen,) = for_template(body) or []
+        assert list(seen) == list(tool) == ["type", "function"]
 
 
 def test_the_template_in_the_folder_is_the_one_in_the_sources() -> None:

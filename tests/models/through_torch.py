@@ -55,8 +55,8 @@ def answers(folder: Path, each: int) -> dict[str, int]:
 
     short = [c for c in judge.cases(4 * each, "test") if len(c.last.answer) < SHORT]
     asked = [c for name in mixture.NAMES for c in [c for c in short if c.skill == name][:each]]
-    said = dict(Transformers(folder).answers(asked))
-    return {row.skill: row.right for row in judge.score(asked, [said[number] for number in range(len(asked))])}
+    said = list(Transformers(folder).answers(asked))
+    return {row.skill: row.right for row in judge.score(asked, said)}
 
 
 def greedy(engine: str, folder: Path) -> list[list[int]]:
