@@ -124,7 +124,8 @@ async def test_kv_events_are_complete_and_metrics_are_there_through_restarts(
     assert receiver.holes == 0
     assert not any(batch.lost for batches in receiver.batches.values() for batch in batches)
     files = {name for name in os.listdir(again.metrics) if name.endswith(".db")}
-    alive = {str(pid) for pid in [forked.pids[ENGINE], *procfs.descendants(forked.pids[ENGINE])]}
+    children = await asyncio.to_thread(procfs.descendants, forked.pids[ENGINE])
+    alive = {str(pid) for pid in [forked.pids[ENGINE], *children]}
     assert files
     assert {name.removesuffix(".db").rpartition("_")[2] for name in files} <= alive, "no dead process's files are left"
 
