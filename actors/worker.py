@@ -248,11 +248,13 @@ class Worker(Actor):
     def heartbeat(self) -> Heartbeat:
         """Say how loaded the engine is."""
         figures = self._engine.figures()
+        prefilling = [running for running in self._running.values() if running.sent == 0]
         return msgspec.structs.replace(
             self.plain_heartbeat(),
             capacity=self._capacity,
             in_flight=len(self._running),
-            prefilling=sum(1 for running in self._running.values() if running.sent == 0),
+            prefilling=len(prefilling),
+            prefill_tokens=sum(codec.token_count(running.job.prompt) for running in prefilling),
             queued=figures.queued,
             steps=figures.steps,
             kv_used=figures.kv_used,
