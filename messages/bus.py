@@ -140,6 +140,7 @@ class Bus:
             async with asyncio.timeout(wait):
                 await nc.connect(**options)
         except TimeoutError:
+            bus._closing = True
             await _give_up(nc)
             why = bus._last_error or "no answer"
             raise BusError(f"no NATS server at {', '.join(urls)} within {wait:g} s: {why}") from None

@@ -58,7 +58,9 @@ class NatsServer:
         """Adopt the server that runs in this folder, or start one; return whether it was adopted. Raises NatsError."""
         record = await asyncio.to_thread(state.read, self._folder / "process.json", ProcessRecord)
         if record is not None and (adopted := await spawner.adopt(record.pid, record.start_time)) is not None:
-            self._process, self.port = adopted, record.port
+            self._process = adopted
+            # Without a port it was being started when an earlier supervisor was killed.
+            self.port = record.port or await self._until_listening(adopted)
             return True
         wanted = self._config.port
         if wanted and not _is_free(wanted):
@@ -108,6 +110,16 @@ class NatsServer:
         except spawner.SpawnError as error:
             raise NatsError(f"the NATS server cannot be started: {error}") from None
         self._process = process
+        # Noted before it listens: if we are killed meanwhile, nobody starts a second one on the same store.
+        record = msgspec.structs.replace(spawner.record_of(process, argv), port=port)
+        await asyncio.to_thread(state.write, self._folder / "process.json", record)
+        self.port = await self._until_listening(process)
+        record = msgspec.structs.replace(record, port=self.port)
+        await asyncio.to_thread(state.write, self._folder / "process.json", record)
+
+    async def _until_listening(self, process: Process) -> int:
+        """Wait until a server listens; return its port. Raises NatsError, having killed it, if it does not."""
+        output = self._folder / "log"
         try:
             async with asyncio.timeout(START_SECONDS):
                 while (found := await asyncio.to_thread(self._listening, process.pid)) is None:
@@ -120,9 +132,7 @@ class NatsServer:
             process.kill()
             await process.wait()
             raise NatsError(f"the NATS server did not listen within {START_SECONDS:g} s; see {output}") from None
-        self.port = found
-        record = msgspec.structs.replace(spawner.record_of(process, argv), port=found)
-        await asyncio.to_thread(state.write, self._folder / "process.json", record)
+        return found
 
     def _prepare(self, port: int) -> list[str]:
         """Write the configuration and clear away what an earlier life left; return the command."""

@@ -40,6 +40,8 @@ def _path(folder: Folder, name: str) -> Path:
     if name == "nats" or name.startswith("prefork-"):
         return folder.root / name / "log"
     known = sorted(path.parent.name for path in (folder.root / "slots").glob("*/log"))
+    if not known and not folder.cluster_file.exists():
+        raise CommandError(Code.NOT_RUNNING, f"no cluster has run in {folder.root}; --state names another folder")
     if name not in known:
         others = ["supervisor", "nats"]
         raise CommandError(
