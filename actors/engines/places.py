@@ -17,19 +17,29 @@ from actors.actor import Setup
 from actors.engines.engine import ConfigurationError
 from messages.lifecycle import KvSource
 
-PATH_LIMIT: Final = 100
-"""Bytes that the name of a Unix socket may have, less a little: the kernel's limit is 107."""
+PATH_LIMIT: Final = 105
+"""Bytes that the name of a Unix socket may have: the kernel's limit is 107, and a rank may have three digits."""
+FOLDER: Final = "kv"
 EVENTS: Final = "tcp:0"
-REPLAY: Final = "tcp-replay:0"
+REPLAY: Final = "tcp-r:0"
 PORT_TRIES: Final = 64
 
 
 class Places(Struct, frozen=True, kw_only=True):
-    """The first DP rank's endpoints, as SGLang's `kv_events_config` has them, and the folder for Prometheus files."""
+    """The first DP rank's endpoints, as SGLang's `kv_events_config` has them, and the folder for Prometheus files.
+
+    `folder` is that of the Unix sockets, None where they are TCP ports.
+    """
 
     endpoint: str
     replay: str
     metrics: str
+    folder: Path | None = None
+
+    def clear(self) -> None:
+        """Remove the sockets: a folder elsewhere is not the slot's, and nobody else would."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def sources(self, dp_ranks: int) -> list[KvSource]:
         """List the endpoints of every DP rank."""
@@ -55,7 +65,7 @@ def prepare(setup: Setup, dp_ranks: int = 1) -> Places | None:
     """
     if not setup.cluster.publisher.enabled:
         return None
-    home = setup.folder.resolve()
+    home, folder = setup.folder.resolve(), None
     metrics = home / "metrics"
     shutil.rmtree(metrics, ignore_errors=True)
     metrics.mkdir(mode=0o700, exist_ok=True)
@@ -67,9 +77,9 @@ def prepare(setup: Setup, dp_ranks: int = 1) -> Places | None:
             raise ConfigurationError(f"advertise: {host}: no port for KV events can be had there: {error}") from None
         endpoint, replay = tcp(host, events), tcp(host, events + dp_ranks)
     else:
-        folder = _private(home / "ipc")
+        folder = _private(home / FOLDER)
         endpoint, replay = f"ipc://{folder / EVENTS}", f"ipc://{folder / REPLAY}"
-    return Places(endpoint=endpoint, replay=replay, metrics=str(metrics))
+    return Places(endpoint=endpoint, replay=replay, metrics=str(metrics), folder=folder)
 
 
 def tcp(host: str, port: int) -> str:

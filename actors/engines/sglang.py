@@ -58,6 +58,7 @@ class SglangEngine(Engine):
         self._last_output = 0.0
         self._pids: list[int] = []
         self._loads: Loads | None = None
+        self._places: Places | None = None
         self._died: asyncio.Event
 
     def load(self, report: Report) -> EngineInfo:
@@ -72,7 +73,7 @@ class SglangEngine(Engine):
             log.warning("SGLang %s has not been tried with this; tried are %s", version, ", ".join(TRIED))
         known = inspect.signature(server_args).parameters
         asked = model.args | part.args
-        places = prepare(self._setup, int(asked.get("dp_size") or 1))
+        places = self._places = prepare(self._setup, int(asked.get("dp_size") or 1))
         merged = arguments(model, part, self._side, self._device, known, _child_failed, places)
         if places is not None and merged.get("enable_metrics"):
             use_metrics_folder(places.metrics)
@@ -285,6 +286,8 @@ class SglangEngine(Engine):
                 watchdog.stop()
         if self._loads is not None:
             self._loads.close()
+        if self._places is not None:
+            self._places.clear()
         for live in list(self._live.values()):
             live.cancel()
 

@@ -305,6 +305,8 @@ class SimulatedEngine(Engine):
             await self._decode_side.close()
         if self._kv is not None:
             self._kv.close()
+        if self._places is not None:
+            self._places.clear()
 
     def inject(self, fault: str, seconds: float) -> None:
         """Hang (no steps), spin (the loop blocked), crash (SIGKILL to itself), slow (ten times)."""
