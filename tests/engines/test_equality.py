@@ -16,13 +16,14 @@ from messages.submit import Delta, Done
 from messages.supervise import Status
 from tests.engines.reference import TOKENS, prompts
 from tests.harness import ROOT
-from tests.up import Up
+from tests.supervisor.cluster import Cluster
 
 pytestmark = [pytest.mark.nats, pytest.mark.sglang, pytest.mark.timeout(180)]
 
 COUNT = 33
 MODEL = ROOT / "models" / "tiny"
 Answer = Callable[[list[int]], Awaitable[Any]]
+Served = tuple[Cluster, Status]
 
 
 @pytest.fixture(scope="module")
@@ -37,19 +38,20 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> list[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Up, Status]]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """The same model twice: one engine, and prefill and decode apart; SGLang says what its batches are."""
     model = {"path": str(MODEL), "device": "cpu", "context_length": 1024, "load_deadline": 120}
     model |= {"args": {"log_level": "info", "decode_log_interval": 1}}
     door = {"processor": {"http": {"port": 0}}}
     apart = model | {"name": "apart", "cast": door | {"prefill": {"capacity": 32}, "decode": {"capacity": 32}}}
     whole = model | {"name": "whole", "cast": door | {"decode": {"capacity": 32}}}
-    up = Up(tmp_path_factory.mktemp("equality"), {"models": [whole, apart]})
-    up.start()
+    made = Cluster(tmp_path_factory.mktemp("equality"), {"models": [whole, apart]})
     try:
-        yield up, up.until_ready()
+        made.up(ready=False)
+        assert made.command("status", "--wait-ready", "120", seconds=140).returncode == 0, made.log.text
+        yield made, made.status()
     finally:
-        up.stop()
+        made.close()
 
 
 async def over_nats(client: Client, model: str, prompt: list[int]) -> list[int]:
@@ -88,16 +90,14 @@ async def in_turns(answer: Answer, at_once: int) -> list[Any]:
 
 @pytest.mark.parametrize("at_once", [1, 16])
 @pytest.mark.parametrize("model", ["whole", "apart"])
-async def test_tokens_over_nats(
-    cluster: tuple[Up, Status], expected: list[list[int]], model: str, at_once: int
-) -> None:
+async def test_tokens_over_nats(cluster: Served, expected: list[list[int]], model: str, at_once: int) -> None:
     async with Client(cluster[1].nats) as client:
         assert await in_turns(lambda prompt: over_nats(client, model, prompt), at_once) == expected
 
 
 @pytest.mark.parametrize("at_once", [1, 16])
 @pytest.mark.parametrize("model", ["whole", "apart"])
-async def test_texts_over_http(cluster: tuple[Up, Status], expected: list[list[int]], model: str, at_once: int) -> None:
+async def test_texts_over_http(cluster: Served, expected: list[list[int]], model: str, at_once: int) -> None:
     tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
     url = cluster[1].http[model].rstrip("/")
     async with aiohttp.ClientSession() as session:
@@ -105,11 +105,11 @@ async def test_texts_over_http(cluster: tuple[Up, Status], expected: list[list[i
     assert texts == [tokenizer.decode(answer, skip_special_tokens=True) for answer in expected]
 
 
-async def test_decode_recomputes_no_prompt(cluster: tuple[Up, Status]) -> None:
-    up, status = cluster
+async def test_decode_recomputes_no_prompt(cluster: Served) -> None:
+    made, status = cluster
     async with Client(status.nats) as client:
         await in_turns(lambda prompt: over_nats(client, "apart", prompt), 8)
-    assert "Prefill batch" in up.slot_log("apart-prefill-0")
-    decode = up.slot_log("apart-decode-0")
+    assert "Prefill batch" in (made.state.slot("apart-prefill-0") / "log").read_text()
+    decode = (made.state.slot("apart-decode-0") / "log").read_text()
     assert "Decode batch" in decode
     assert "Prefill batch" not in decode, "SGLang writes this line for each prompt it computes"
