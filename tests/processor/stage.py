@@ -304,7 +304,8 @@ async def raised(url: str, **settings: Any) -> AsyncIterator[Stage]:
     kept = stage.tokenizer
     template = await asyncio.to_thread(Template.load, kept.folder, kept.settings, kept.special, model.chat_template)
     try:
-        async with anyio.create_task_group() as tasks, aiohttp.ClientSession() as stage.session:
+        # The task group is the inner one: awaiting anything in its cancelled scope would swallow the test's failure.
+        async with aiohttp.ClientSession() as stage.session, anyio.create_task_group() as tasks:
             incarnation = "demo-processor-0-g1"
 
             def own(work: Callable[[], Awaitable[None]]) -> None:

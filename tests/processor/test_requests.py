@@ -8,7 +8,7 @@ from nats.aio.msg import Msg
 
 from messages import codec
 from messages.bus import Bus
-from messages.frames import Ack, Hello
+from messages.frames import Ack, Finish, Hello
 from messages.submit import Delta, Done, Error
 from messages.work import Decode, Own, Prefill
 from tests.conftest import NatsServer, eventually
@@ -90,6 +90,17 @@ async def test_a_stop_string_ends_the_stream_and_aborts_decode(stage: Stage) -> 
     assert (talk.text, done.finish_reason) == ("some text", "stop")
     assert (await decode.aborted()).request == talk.id
     assert done.usage.completion_tokens < len(ids)
+
+
+async def test_the_token_that_ended_a_stream_is_not_text(stage: Stage) -> None:
+    decode = await stage.gpu("decode")
+    talk = await stage.complete("x", skip_special_tokens=False, stop_token_ids=stage.ids("!"))
+    job = await decode.got()
+    ids = stage.ids("<|im_start|>so!")
+    await decode.send(job, decode.frame(decode.item(job, ids, Finish("stop", matched=ids[-1]))))
+    done = await talk.last()
+    assert isinstance(done, Done)
+    assert (talk.text, talk.token_ids, done.usage.completion_tokens) == ("<|im_start|>so", ids, len(ids))
 
 
 async def test_prefill_and_decode_are_told_at_the_same_moment_and_meet(pair: Stage) -> None:
@@ -360,6 +371,7 @@ async def test_frames_are_taken_once_in_order_and_asked_for_again(stage: Stage) 
     await decode.emit(job, [13], "stop")
     assert isinstance(await talk.last(), Done)
     assert talk.token_ids == [10, 11, 12, 13]
+    assert (stage.service.inbox.repeats, stage.service.inbox.gaps) == (1, 1)
     await eventually(lambda: Ack("demo-processor-0-g1", 4) in decode.receipts)
 
 
@@ -383,6 +395,7 @@ async def test_tokens_that_are_lost_for_good_begin_a_new_attempt(stage: Stage) -
     await decode.send(job, decode.frame(decode.item(job, [12]), base=3))
     again = await decode.got()
     assert (again.attempt, codec.unpack_tokens(again.prompt)) == (2, [1, 10])
+    await decode.emit(job, [66, 67, 68])
     await decode.emit(again, [11, 12, 13, 14], "length")
     assert isinstance(await talk.last(), Done)
     assert talk.token_ids == [10, 11, 12, 13, 14]
@@ -417,7 +430,7 @@ async def test_cancelling_aborts_everywhere_and_is_the_last_word(pair: Stage) ->
 async def test_the_deadline_is_a_last_word(stage: Stage) -> None:
     decode = await stage.gpu("decode")
     talk = await stage.generate([1], timeout=0.2)
-    assert (await decode.got()).ttl <= 0.2
+    assert (await decode.got()).ttl < 0.201
     error = await talk.last()
     assert isinstance(error, Error)
     assert error.code == 408
