@@ -217,6 +217,8 @@ async def test_long_prompts_are_prepared_off_the_loop_and_bounded(
     await well(stage, decode)
     await stage.nats.shut()
     draining = asyncio.ensure_future(stage.service.drain())
+    await stage.bus.flush()
+    assert not draining.done()
     gate.set()
     await decode.emit(await decode.got(), [1], "stop")
     assert isinstance(await long[0].last(), Done)

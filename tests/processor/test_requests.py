@@ -8,11 +8,11 @@ from nats.aio.msg import Msg
 
 from messages import codec
 from messages.bus import Bus
-from messages.frames import Ack, Finish, Hello
+from messages.frames import Ack, Finish, Hello, Item
 from messages.submit import Delta, Done, Error
 from messages.work import Decode, Own, Prefill
 from tests.conftest import NatsServer, eventually
-from tests.processor.stage import SECONDS, Stage, raised, refuse, silent
+from tests.processor.stage import SECONDS, Stage, accept, raised, refuse, silent
 
 pytestmark = pytest.mark.nats
 
@@ -395,7 +395,8 @@ async def test_tokens_that_are_lost_for_good_begin_a_new_attempt(stage: Stage) -
     await decode.send(job, decode.frame(decode.item(job, [12]), base=3))
     again = await decode.got()
     assert (again.attempt, codec.unpack_tokens(again.prompt)) == (2, [1, 10])
-    await decode.emit(job, [66, 67, 68])
+    late = Item(job.request, job.attempt, 0, codec.pack_tokens([66, 67]))
+    await decode.send(job, decode.frame(late))
     await decode.emit(again, [11, 12, 13, 14], "length")
     assert isinstance(await talk.last(), Done)
     assert talk.token_ids == [10, 11, 12, 13, 14]
@@ -457,6 +458,20 @@ async def test_a_restart_of_nats_loses_nothing(stage: Stage, nats_server: NatsSe
     await decode.emit(job, [], "stop")
     assert isinstance(await talk.last(), Done)
     assert talk.token_ids == [10, 11, 12]
+
+
+async def test_what_nobody_answered_is_asked_again_when_nats_is_back(stage: Stage, nats_server: NatsServer) -> None:
+    decode = await stage.gpu("decode", act=silent)
+    stage.service.asks._seconds = 60.0
+    talk = await stage.generate([1], max_tokens=3)
+    first = await decode.got()
+    decode.act = accept
+    nats_server.stop()
+    nats_server.start()
+    again = await decode.got()
+    assert (again.request, again.attempt) == (first.request, first.attempt)
+    await decode.emit(again, [5], "stop")
+    assert isinstance(await talk.last(), Done)
 
 
 # Ids and resuming.
