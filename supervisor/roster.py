@@ -11,6 +11,7 @@ from typing import Final, Literal
 import msgspec
 from msgspec import Struct
 
+from messages.ids import Role
 from messages.lifecycle import LEASE, Heartbeat, Registration, State
 from supervisor.events import Bus, Tick
 from supervisor.spec import ENGINE_ROLES
@@ -21,6 +22,9 @@ PREFILL: Final = 30.0
 """The same for one that computes a prompt, or whose CPU time goes on: a kernel may be compiled on first use."""
 PREFILL_A_TOKEN: Final = 0.01
 """Seconds more for each prompt token not yet computed: 100 tokens/s is slow even for a CPU."""
+WAITING: Final = 330.0
+"""The same for a prefill actor whose CPU time goes on: it may be waiting for decode to reserve room, and SGLang itself
+fails such a request after 300 s. (Seen: decode full of long streams, and prefill killed for it after 30.)"""
 IDLE_CPU: Final = 0.1
 """Share of a core below which a process spends no CPU time worth the name: NIXL's threads alone take 0.04."""
 LOOK_AGAIN: Final = 2.0
@@ -197,12 +201,19 @@ def _beat(entry: Entry, beat: Heartbeat, now: float, findings: list[Finding]) ->
     if not working or beat.steps != entry.mark_steps or entry.registration.role not in ENGINE_ROLES:
         return msgspec.structs.replace(entry, mark=now, mark_steps=beat.steps, mark_cpu=cpu)
     still, spent = now - entry.mark, cpu - entry.mark_cpu
-    at_work = beat.prefilling > 0 or spent >= IDLE_CPU * still
-    if still >= (PREFILL + PREFILL_A_TOKEN * beat.prefill_tokens if at_work else STALL):
+    if still >= _patience(entry.registration.role, beat, spending=spent >= IDLE_CPU * still):
         work = f"{beat.in_flight} requests in flight"
         why = f"stalled: {work}, no step for {still:.1f} s, {max(spent, 0.0):.2f} s of CPU time spent"
         findings.append(Stuck(beat.slot, generation, why))
     return entry
+
+
+def _patience(role: Role, beat: Heartbeat, *, spending: bool) -> float:
+    """Say how long an engine with work may show no step."""
+    if not beat.prefilling and not spending:
+        return STALL
+    computing = PREFILL + PREFILL_A_TOKEN * beat.prefill_tokens
+    return max(computing, WAITING) if role == "prefill" and spending else computing
 
 
 def _lease(entry: Entry, now: float, findings: list[Finding]) -> Entry:

@@ -8,7 +8,7 @@ from messages.lifecycle import State
 from supervisor import roster
 from supervisor.events import Bus, Tick
 from supervisor.roster import Beat, Lapsed, Late, Look, Looked, Registered, Roster, Stuck, Unregistered, Whole
-from tests.supervisor.histories import D0, F0, beat, registration
+from tests.supervisor.histories import D0, F0, P0, beat, registration
 
 UP, DOWN = Bus(up=True), Bus(up=False)
 
@@ -161,6 +161,18 @@ def test_cpu_time_that_goes_on_is_a_kernel_being_compiled() -> None:
     for half in range(60):
         assert watched.at(half / 2, Beat(beat(in_flight=1, steps=7, children=[("R", half / 2)]))) == []
     assert stuck(watched.at(30, Beat(beat(in_flight=1, steps=7, children=[("R", 30.0)]))))
+
+
+@pytest.mark.parametrize(("share", "allowed"), [(0.4, 330), (0.02, 30)], ids=["polling", "asleep"])
+def test_prefill_that_polls_may_be_waiting_for_decode_to_have_room(share: float, allowed: int) -> None:
+    watched = Watched(P0)
+
+    def found(half: int) -> list[str]:
+        figures: dict[str, Any] = {"in_flight": 10, "prefilling": 10, "steps": 7}
+        return stuck(watched.at(half / 2, Beat(beat(P0, children=[("S", half / 2 * share)], **figures))))
+
+    assert [half for half in range(2 * allowed) if found(half)] == []
+    assert found(2 * allowed)
 
 
 def test_the_hum_of_an_idle_engine_is_no_cpu_time() -> None:
