@@ -51,13 +51,18 @@ class Running:
 
     def __init__(self, job: Job, accept: bytes) -> None:
         self.job = job
-        self.key = f"{job.request}:{job.attempt}"
+        self.key = key_of(job)
         self.accept = accept
         self.began = time.monotonic()
         self.sent = 0
         self.finished = False
         self.task: asyncio.Task[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
+
+
+def key_of(job: Job) -> str:
+    """Name a piece of work: where two processors have taken on one request, for a moment, each has its own."""
+    return f"{job.request}:{job.attempt}:{job.out}"
 
 
 class Worker(Actor):
@@ -160,7 +165,7 @@ class Worker(Actor):
             raise ServiceError(400, f"{self.slot} does {self.role}, not {type(job).__name__.lower()}")
         if job.generation and job.generation != self.generation:
             raise ServiceError(409, f"this is {short(self.slot, self.generation)}, not #{job.generation}")
-        key = f"{job.request}:{job.attempt}"
+        key = key_of(job)
         if (known := self._running.get(key)) is not None:
             return known.accept
         if self.state is not State.READY:
@@ -228,11 +233,13 @@ class Worker(Actor):
         return await super().control(verb, asked)
 
     def _abort(self, asked: Control) -> str:
-        """Abort every attempt of a request up to the one named; unknown ones are no error, so it can be repeated."""
+        """Abort a request's attempts up to the one named, a processor's own if it says so; none is no error."""
         hit = [
             running
             for running in self._running.values()
-            if running.job.request == asked.request and (asked.attempt is None or running.job.attempt <= asked.attempt)
+            if running.job.request == asked.request
+            and (asked.attempt is None or running.job.attempt <= asked.attempt)
+            and asked.out in ("", running.job.out)
         ]
         for running in hit:
             self._engine.abort(running.key)

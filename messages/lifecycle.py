@@ -189,13 +189,17 @@ class Event(Struct, kw_only=True, omit_defaults=True):
 
 
 class Control(Struct, kw_only=True, omit_defaults=True):
-    """A control verb's arguments: the request to abort, the fault to show, the deadline in seconds."""
+    """A control verb's arguments: the request to abort, the fault to show, the deadline in seconds.
+
+    `out` is the processor whose attempts are meant, as `work.Job` has it; all of them where it is left out.
+    """
 
     request: str = ""
     attempt: int | None = None
     seconds: float = 0.0
     fault: str = ""
     generation: int = 0
+    out: str = ""
 
 
 class Answer(Struct, kw_only=True, omit_defaults=True):

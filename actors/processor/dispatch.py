@@ -363,7 +363,8 @@ class Dispatcher:
         self, request: str, attempt: int, seat: Seat, tries: int = ABORTS, told: Then = lambda outcome: None
     ) -> None:
         """Tell a seat to stop; repeated until it is answered, or nobody is there. `told` gets the outcome."""
-        asked = Control(request=request, attempt=attempt, generation=seat.registration.generation)
+        generation = seat.registration.generation
+        asked = Control(request=request, attempt=attempt, generation=generation, out=self._incarnation)
 
         def then(outcome: bytes | Exception) -> None:
             if isinstance(outcome, SilentError) and tries > 1:

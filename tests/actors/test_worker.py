@@ -158,6 +158,24 @@ async def test_capacity_asking_twice_and_abort(cast: Cast, bus: Bus, desk: Desk)
 
 
 @pytest.mark.parametrize("cast", [{"itl": 0.02}], indirect=True)
+async def test_two_processors_with_one_request_each_have_their_own(cast: Cast, bus: Bus, desk: Desk) -> None:
+    """A client that has not heard of the first may have asked a second one; the one that lets go stops its own."""
+    cast.start("demo-decode-0")
+    await cast.until_ready(bus, "demo-decode-0")
+    other = Desk(bus, desk.subjects, "test-processor-1-g1")
+    await other.open()
+    job = decode(desk, [4, 5], 20)
+    for one in (desk, other):
+        await one.ask("demo-decode-0", msgspec.structs.replace(job, out=one.name))
+    abort = codec.to_json(Control(request=job.request, attempt=job.attempt, out=other.name))
+    answer = await bus.request(desk.subjects.control("demo-decode-0", "abort"), abort, timeout=2)
+    assert codec.from_json(answer.data, Answer).message == "1 aborted"
+    assert (await other.finished(job.request)).reason == "abort"
+    assert (await desk.finished(job.request)).reason == "length"
+    assert len(desk.tokens[f"{job.request}:0"]) == 20
+
+
+@pytest.mark.parametrize("cast", [{"itl": 0.02}], indirect=True)
 async def test_a_drain_finishes_what_is_there_takes_nothing_new_and_says_goodbye(
     cast: Cast, bus: Bus, desk: Desk
 ) -> None:

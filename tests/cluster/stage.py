@@ -23,7 +23,7 @@ def configuration(name: str) -> str:
     """One of the configurations that come with Troupe, on a free port."""
     text = (ROOT / "configs" / name).read_text()
     assert "port: 8000" in text
-    return text.replace("port: 8000", "port: 0").replace("../models", str(ROOT / "models"))
+    return "log_level: debug\n" + text.replace("port: 8000", "port: 0").replace("../models", str(ROOT / "models"))
 
 
 def running(folder: Path, text: str, seconds: float = 15.0) -> Iterator[Cluster]:
@@ -70,7 +70,19 @@ async def loaded(
         log.info("%s", figures(load.records))
         wrong = [str(record) for record in load.records if record.outcome == "error"]
         wrong += faults(load.records, load.wholes, may_close=may_close, lossy=lossy)
-        assert not wrong, "\n".join(wrong[:20])
+        assert not wrong, "\n".join(wrong[:20]) + await to_thread(_said, cluster, load)
+
+
+def _said(cluster: Cluster, load: Load) -> str:
+    """What the actors' logs say of the requests that did not end well."""
+    failed = [record.id for record in load.records if record.outcome == "error"]
+    lines = [
+        f"\n{path.parent.name}: {line}"
+        for path in sorted((cluster.state.root / "slots").glob("*/log*"))
+        for line in path.read_text(errors="replace").splitlines()
+        if any(id in line for id in failed) or " lost" in line or "watch" in line
+    ]
+    return "".join(lines[-100:]) + "\n" + cluster.log.text
 
 
 async def kill(cluster: Cluster, load: Load, *slots: str, number: signal.Signals = signal.SIGKILL) -> None:
