@@ -144,6 +144,11 @@ class Bus:
             await _give_up(nc)
             why = bus._last_error or "no answer"
             raise BusError(f"no NATS server at {', '.join(urls)} within {wait:g} s: {why}") from None
+        except ImportError as error:
+            await _give_up(nc)
+            raise BusError(
+                f"nats.credentials needs a package that is not installed ({error}): pip install nkeys"
+            ) from None
         except (OSError, nats.errors.Error, ValueError) as error:
             await _give_up(nc)
             raise BusError(f"cannot connect to NATS at {', '.join(urls)}: {error or type(error).__name__}") from None

@@ -66,6 +66,11 @@ async def test_a_wrong_password_is_said(tmp_path: Path) -> None:
         server.stop()
 
 
+async def test_credentials_without_the_package_for_them_say_what_to_install(tmp_path: Path) -> None:
+    with pytest.raises(BusError, match="pip install nkeys"):
+        await Bus.connect(Nats(url="nats://127.0.0.1:4", credentials=str(tmp_path / "me.creds")), name="me", wait=2)
+
+
 async def test_requests_fail_by_name(bus: Bus) -> None:
     async def refuse(msg: Msg) -> None:
         await bus.publish(msg.reply, headers=error_headers(429, "full:\n8 requests"))
