@@ -47,6 +47,8 @@ log = logging.getLogger("troupe.actor")
 
 BUS_WAIT: Final = 60.0
 CLOSE_SECONDS: Final = 5.0
+PROMPT_BYTES: Final = 8
+"""Bytes of a message for each token of a prompt: four packed between actors, up to eight as clients send them."""
 
 
 class Setup(Struct, frozen=True, kw_only=True):
@@ -162,12 +164,7 @@ class Actor(ABC):
         bus = await self._connect()
         try:
             await bus.require_jetstream()
-            if self.model.context_length and (needs := self.model.context_length * 8) > bus.max_payload:
-                raise Ending(
-                    Exit.BUS,
-                    f"NATS takes messages of {bus.max_payload} bytes, but a context of {self.model.context_length} "
-                    f"tokens needs {needs}; raise max_payload there",
-                )
+            _check_payload(bus, self.model.context_length or 0)
             await self._publish_state(bus, State.LOADING, "")
         except BusError as error:
             raise Ending(Exit.BUS, str(error)) from None
@@ -202,6 +199,7 @@ class Actor(ABC):
         await self.warm_up()
         if self._terminated.is_set():
             raise Ending(Exit.OK, "stopped while loading")
+        _check_payload(self.bus, self.registration().context_length)
         self.registry = await self.bus.bucket(self.subjects.registry_bucket)
         self.gates = await self.bus.bucket(self.subjects.gate_bucket)
         self._registrar = registrar = Registrar(
@@ -387,6 +385,16 @@ class Actor(ABC):
         """Drain; asked a second time, abort what is left."""
         self._terminations += 1
         (self._terminated if self._terminations == 1 else self._aborted).set()
+
+
+def _check_payload(bus: Bus, context_length: int) -> None:
+    """Raise Ending if NATS takes no message as large as a prompt that fills the context."""
+    if (needs := context_length * PROMPT_BYTES) > bus.max_payload:
+        raise Ending(
+            Exit.BUS,
+            f"NATS takes messages of {bus.max_payload} bytes, but a context of {context_length} tokens needs {needs}; "
+            "raise max_payload there",
+        )
 
 
 async def _nothing() -> None:

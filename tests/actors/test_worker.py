@@ -254,6 +254,17 @@ async def test_a_newer_generation_ends_an_older_life(cast: Cast, bus: Bus, desk:
     assert "generation 2" in cast.exit_note("demo-decode-0").reason
 
 
+async def test_a_context_that_nats_cannot_carry_is_refused_with_both_numbers(
+    cast: Cast, bus: Bus, tmp_path: Path
+) -> None:
+    cast.config.write_text(cast.config.read_text().replace("cast:", "context_length: 1000000\n  cast:", 1))
+    process = cast.start("demo-decode-0")
+    await eventually(lambda: process.poll() is not None, 10)
+    assert process.returncode == Exit.BUS
+    said = cast.exit_note("demo-decode-0").reason
+    assert str(bus.max_payload) in said and "8000000" in said
+
+
 async def test_a_bad_slot_is_a_configuration_error_that_names_the_slots_there_are(cast: Cast, bus: Bus) -> None:
     process = cast.start("demo-decode-7")
     await eventually(lambda: process.poll() is not None, 10)
