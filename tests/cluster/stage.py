@@ -20,10 +20,11 @@ log = logging.getLogger("tests.cluster")
 
 
 def configuration(name: str) -> str:
-    """One of the configurations that come with Troupe, on a free port."""
+    """One of the configurations that come with Troupe, on a free port, and with a budget for more kills than usual."""
     text = (ROOT / "configs" / name).read_text()
     assert "port: 8000" in text
-    return "log_level: debug\n" + text.replace("port: 8000", "port: 0").replace("../models", str(ROOT / "models"))
+    more = "log_level: debug\nrestart: {intensity: 100, backoff_max: 2.0}\n"
+    return more + text.replace("port: 8000", "port: 0").replace("../models", str(ROOT / "models"))
 
 
 def running(folder: Path, text: str, seconds: float = 15.0) -> Iterator[Cluster]:
