@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import subprocess
 import time
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from nats.aio.msg import Msg
 
 from messages.bus import Bus, BusError, NobodyThereError, ServiceError, SilentError, TakenError, error_headers
-from messages.config import Nats
+from messages.config import Nats, Tls
 from tests.conftest import NatsServer
 
 pytestmark = pytest.mark.nats
@@ -64,6 +65,37 @@ async def test_a_wrong_password_is_said(tmp_path: Path) -> None:
         await bus.close()
     finally:
         server.stop()
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, Path]:
+    """A certificate for loopback that is its own authority, and its key."""
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    making = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
+    making += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)]
+    subprocess.run(making, check=True, capture_output=True)
+    return cert, key
+
+
+async def test_tls_by_an_authority_of_our_own(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
+    cert, key = certificate
+    server = NatsServer(tmp_path, "--tls", "--tlscert", str(cert), "--tlskey", str(key))
+    server.start()
+    try:
+        bus = await Bus.connect(Nats(url=server.url, tls=Tls(ca=str(cert))), name="safe", wait=5)
+        await bus.require_jetstream()
+        await bus.close()
+        with pytest.raises(BusError, match="certificate verify failed"):
+            await Bus.connect(Nats(url=server.url, tls=Tls()), name="wary", wait=1.5)
+    finally:
+        server.stop()
+
+
+async def test_of_several_servers_the_one_that_is_there_serves(nats_server: NatsServer) -> None:
+    urls = [f"nats://127.0.0.1:{free_port()}", nats_server.url]
+    bus = await Bus.connect(Nats(url=urls), name="choosy", wait=5)
+    await bus.require_jetstream()
+    await bus.close()
 
 
 async def test_credentials_without_the_package_for_them_say_what_to_install(tmp_path: Path) -> None:
