@@ -101,6 +101,7 @@ class Bus:
         self._js: JetStreamContext | None = None
         self._closing = False
         self._last_error = ""
+        self._refusal = ""
         self._told_at = 0.0
 
     @classmethod
@@ -142,7 +143,7 @@ class Bus:
         except TimeoutError:
             bus._closing = True
             await _give_up(nc)
-            why = bus._last_error or "no answer"
+            why = bus._refusal or bus._last_error or "no answer"
             raise BusError(f"no NATS server at {', '.join(urls)} within {wait:g} s: {why}") from None
         except ImportError as error:
             await _give_up(nc)
@@ -296,6 +297,9 @@ class Bus:
         if isinstance(error, nats.errors.SlowConsumerError):
             self.dropped += 1
         self._last_error = str(error) or type(error).__name__
+        if "authorization" in self._last_error.lower():
+            # It tells more than the reset that a refused connection often ends in.
+            self._refusal = self._last_error
         now = time.monotonic()
         if now - self._told_at >= 5:
             self._told_at = now
