@@ -106,10 +106,12 @@ class Registrar:
         keeping = asyncio.ensure_future(
             self._registry.keep(key, lambda values: see(values.get(key)), lambda _, value: see(value))
         )
+        fenced = asyncio.ensure_future(newer.wait())
         try:
-            await asyncio.wait({keeping, asyncio.ensure_future(newer.wait())}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({keeping, fenced}, return_when=asyncio.FIRST_COMPLETED)
             if keeping.done():
                 keeping.result()
         finally:
             keeping.cancel()
+            fenced.cancel()
         raise Ending(Exit.REGISTER, "a newer life of this slot has begun")

@@ -6,12 +6,15 @@ event loop and no device opened, and on a CPU one thread; `guard` says so or say
 """
 
 import gc
+import logging
 import multiprocessing
 import os
 from importlib import import_module
 from typing import Any, Final
 
 from actors.engines import cuda_answers
+
+log = logging.getLogger("troupe.prefork")
 
 MODULES: Final = (
     "sglang",
@@ -51,8 +54,8 @@ def preimport(device: str) -> None:
     for module in LATE:
         try:
             import_module(module)
-        except Exception:
-            continue
+        except Exception as error:
+            log.debug("%s is not imported ahead: %s", module, error)
     gc.collect()
     gc.freeze()
 
