@@ -22,14 +22,15 @@ HELLO_SECONDS: Final = 0.1
 
 
 class Sender:
-    """What came from one GPU actor's incarnation: the last number taken in, and the last acknowledged."""
+    """What came from one GPU actor's incarnation: the last number taken in, the last acknowledged, the highest seen."""
 
-    __slots__ = ("acked", "last", "subject", "told_at")
+    __slots__ = ("acked", "last", "seen", "subject", "told_at")
 
     def __init__(self, subject: str) -> None:
         self.subject = subject
         self.last = 0
         self.acked = 0
+        self.seen = 0
         self.told_at = float("-inf")
 
 
@@ -83,7 +84,9 @@ class Inbox:
                 return
             self.gaps += 1
             if frame.base <= sender.last + 1:
+                sender.seen = max(sender.seen, frame.seq)
                 self._ask_again(sender)
+                self._acknowledge_soon()
                 return
             log.warning("%s can send frames %d to %d no more", frame.sender, sender.last + 1, frame.base - 1)
         sender.last = frame.seq
@@ -105,6 +108,11 @@ class Inbox:
     def _on_timer(self) -> None:
         self._timer = None
         self.acknowledge()
+        for sender in self._senders.values():
+            if sender.seen > sender.last:
+                # What we asked may have been lost, or held back because we had asked a moment before.
+                self._ask_again(sender)
+                self._acknowledge_soon()
 
     def acknowledge(self) -> None:
         """Acknowledge now what has been taken in: a drained GPU actor waits for that, also when we leave first."""

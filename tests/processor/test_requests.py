@@ -375,6 +375,21 @@ async def test_frames_are_taken_once_in_order_and_asked_for_again(stage: Stage) 
     await eventually(lambda: Ack("demo-processor-0-g1", 4) in decode.receipts)
 
 
+async def test_a_gap_is_asked_for_until_it_is_filled(stage: Stage) -> None:
+    decode = await stage.gpu("decode")
+    talk = await stage.generate([1], max_tokens=9)
+    job = await decode.got()
+    first, second, third = (decode.frame(decode.item(job, [at])) for at in (10, 11, 12))
+    await decode.send(job, first)
+    await decode.send(job, third)
+    await eventually(lambda: decode.receipts.count(Hello("demo-processor-0-g1", 1)) >= 3)
+    await decode.send(job, second)
+    await decode.send(job, third)
+    await decode.emit(job, [], "stop")
+    assert isinstance(await talk.last(), Done)
+    assert talk.token_ids == [10, 11, 12]
+
+
 async def test_acknowledgements_come_every_64_frames(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("actors.processor.inbox.ACK_SECONDS", 60.0)
     decode = await stage.gpu("decode")
