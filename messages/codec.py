@@ -1,8 +1,10 @@
 """Bytes to structs and back: one JSON and one msgpack coder for each struct, and token ids as packed bytes."""
 
+import math
+import struct
 import sys
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any, TypeVar, cast
 
@@ -15,6 +17,12 @@ MSGPACK = "application/msgpack"
 
 to_json = msgspec.json.Encoder().encode
 to_msgpack = msgspec.msgpack.Encoder().encode
+
+Ranked = tuple[float, list[tuple[int, float]]]
+"""The log-probability of a token, and (token id, log-probability) of the likeliest in its place."""
+
+IMPOSSIBLE = -9_999.0
+"""What stands for the logarithm of 0, which JSON cannot say; OpenAI's API has the same."""
 
 _SWAP = sys.byteorder == "big"
 
@@ -71,3 +79,34 @@ def unpack_tokens(data: bytes) -> list[int]:
 def token_count(data: bytes) -> int:
     """Count packed token ids without reading them."""
     return len(data) // 4
+
+
+def pack_logprobs(ranked: Sequence[Ranked]) -> bytes:
+    """Pack the log-probabilities of some tokens, all with as many of the likeliest, little-endian.
+
+    For each token a 32-bit float, then an unsigned 32-bit id and a 32-bit float for each of the likeliest. Raises
+    struct.error where one has more of the likeliest than another.
+    """
+    if not ranked:
+        return b""
+    layout = struct.Struct("<f" + "If" * len(ranked[0][1]))
+    packed = []
+    for logprob, likeliest in ranked:
+        pairs = [part for at, value in likeliest for part in (at, _finite(value))]
+        packed.append(layout.pack(_finite(logprob), *pairs))
+    return b"".join(packed)
+
+
+def unpack_logprobs(data: bytes, count: int) -> list[Ranked]:
+    """Read the packed log-probabilities of `count` tokens; raise ValueError if the bytes are not those of so many."""
+    if not count and not data:
+        return []
+    size, rest = divmod(len(data), count) if count else (0, 1)
+    if rest or size % 8 != 4:
+        raise ValueError(f"{len(data)} bytes are no log-probabilities of {count} tokens")
+    layout = struct.Struct("<f" + "If" * (size // 8))
+    return [(first, list(zip(pairs[::2], pairs[1::2], strict=True))) for first, *pairs in layout.iter_unpack(data)]
+
+
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else IMPOSSIBLE

@@ -25,13 +25,17 @@ class Finish(Struct, array_like=True, gc=False):
 
 
 class Item(Struct, array_like=True, gc=False):
-    """What one stream got: packed token ids, of which the first is output token number `position`."""
+    """What one stream got: packed token ids, of which the first is output token number `position`.
+
+    `logprobs` are theirs (`codec.pack_logprobs`), None for those who did not ask: one byte.
+    """
 
     request: str
     attempt: int
     position: int
     tokens: bytes
     finish: Finish | None = None
+    logprobs: bytes | None = None
 
 
 class Frame(Struct, array_like=True, gc=False):

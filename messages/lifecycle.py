@@ -63,7 +63,7 @@ class ExitNote(Struct, kw_only=True):
     reason: str
 
 
-StageName = Literal["start", "import", "weights", "kv_pool", "warm_up"]
+StageName = Literal["start", "download", "import", "weights", "kv_pool", "warm_up"]
 
 
 class Stage(Struct, kw_only=True, omit_defaults=True):
@@ -97,6 +97,8 @@ class Registration(Struct, kw_only=True, omit_defaults=True):
     address of a processor's door, or of the publisher's metrics. `block_size` is in tokens, `total_blocks` the KV
     pool. `started` is wall-clock time. `events` says where KV events are to be had: "nats" (as `kv.<slot>`), "zmq" (at
     `kv_sources` themselves) or "" for none. `metrics` is the folder on its host with the engine's Prometheus files.
+    `grammars` says whether the engine can hold an answer to one (a JSON schema, a regular expression, EBNF).
+    `dimensions` is the length of an encoder's vectors.
     """
 
     slot: str
@@ -124,6 +126,8 @@ class Registration(Struct, kw_only=True, omit_defaults=True):
     events: str = ""
     kv_sources: list[KvSource] = []
     metrics: str = ""
+    dimensions: int = 0
+    grammars: bool = False
 
 
 class Child(Struct, array_like=True):
@@ -191,7 +195,8 @@ class Event(Struct, kw_only=True, omit_defaults=True):
 class Control(Struct, kw_only=True, omit_defaults=True):
     """A control verb's arguments: the request to abort, the fault to show, the deadline in seconds.
 
-    `out` is the processor whose attempts are meant, as `work.Job` has it; all of them where it is left out.
+    `out` is the processor whose attempts are meant, as `work.Job` has it; all of them where it is left out. `reason` is
+    why an exit is asked for.
     """
 
     request: str = ""
@@ -200,6 +205,7 @@ class Control(Struct, kw_only=True, omit_defaults=True):
     fault: str = ""
     generation: int = 0
     out: str = ""
+    reason: str = ""
 
 
 class Answer(Struct, kw_only=True, omit_defaults=True):

@@ -5,7 +5,7 @@ The fields of `Chat` and `Completion` are those of OpenAI's API, with the extens
 (top_k, min_p, ignore_eos, ...). Unknown fields are refused by name.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from msgspec import Meta, Struct
 
@@ -14,13 +14,53 @@ SCHEMA = 1
 Positive = Annotated[int, Meta(ge=1, le=1 << 31)]
 TokenId = Annotated[int, Meta(ge=0, lt=1 << 32)]
 Text = Annotated[str, Meta(min_length=1)]
+Top = Annotated[int, Meta(ge=0, le=20)]
+Seed = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+Choices = Annotated[int, Meta(ge=1, le=128)]
+Bias = Annotated[float, Meta(ge=-100, le=100)]
+
+MOST_CHOICES: Final = 128
+"""How many choices one request may have, counted over all its prompts."""
+
+IGNORED: Final[dict[str, str]] = {
+    "user": "nobody is told apart",
+    "safety_identifier": "nobody is told apart",
+    "store": "nothing is kept",
+    "metadata": "nothing is kept",
+    "service_tier": "there is one",
+    "prompt_cache_key": "the prefix cache goes by the tokens",
+    "prompt_cache_retention": "what the prefix cache holds is held for as long as there is room",
+    "prediction": "nothing is guessed ahead; the answer is the same",
+    "verbosity": "no template knows it",
+}
+"""Fields of OpenAI's API that are taken and change nothing, each with the reason."""
 
 
 class Resume(Struct, kw_only=True, forbid_unknown_fields=True):
-    """Go on with a request whose processor is gone: the last attempt seen, and what was received from it."""
+    """Go on with a request whose processor is gone: the last attempt seen, and what was received from it.
+
+    A request with several choices says in `choices` what was received of each, and leaves `token_ids` empty.
+    """
 
     attempt: Annotated[int, Meta(ge=0, lt=1 << 31)]
     token_ids: list[TokenId]
+    choices: Annotated[list[list[TokenId]], Meta(max_length=128)] | None = None
+
+
+class JsonSchema(Struct, kw_only=True):
+    """A JSON schema with its name; `strict` changes nothing: a schema always binds."""
+
+    name: str = ""
+    description: str | None = None
+    schema: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(Struct, kw_only=True, forbid_unknown_fields=True):
+    """What form the answer must have: free text, any JSON object, or JSON by a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
 
 
 class Asked(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -45,12 +85,17 @@ class Asked(Struct, kw_only=True, forbid_unknown_fields=True):
     stop_token_ids: Annotated[list[TokenId], Meta(max_length=64)] | None = None
     ignore_eos: bool = False
     skip_special_tokens: bool = True
+    seed: Seed | None = None
+    logit_bias: Annotated[dict[str, Bias], Meta(max_length=1_024)] | None = None
+    regex: Text | None = None
+    ebnf: Text | None = None
 
 
 class StreamOptions(Struct, kw_only=True, forbid_unknown_fields=True):
-    """How a stream ends: whether a chunk with the usage comes last."""
+    """How a stream ends: whether a chunk with the usage comes last. Chunks are never padded (`include_obfuscation`)."""
 
     include_usage: bool = False
+    include_obfuscation: bool = False
 
 
 class TextPart(Struct, tag="text", tag_field="type", kw_only=True):
@@ -126,21 +171,47 @@ class Chat(Asked, kw_only=True, forbid_unknown_fields=True):
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     user: str | None = None
+    n: Choices | None = None
+    logprobs: bool | None = None
+    top_logprobs: Top | None = None
+    response_format: ResponseFormat | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = None
+    modalities: list[Literal["text"]] | None = None
+    safety_identifier: str | None = None
+    store: bool | None = None
+    metadata: dict[str, Any] | None = None
+    service_tier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    prediction: dict[str, Any] | None = None
+    verbosity: str | None = None
 
 
 class Completion(Asked, kw_only=True, forbid_unknown_fields=True):
-    """A text to be continued; kind `completion`, and the body of POST /v1/completions."""
+    """A text to be continued, or several; kind `completion`, and the body of POST /v1/completions.
 
-    prompt: str | list[TokenId]
+    `prompt` is a text, token ids, a list of texts, or a list of lists of token ids.
+    """
+
+    prompt: str | list[str | TokenId | list[TokenId]]
     stream: bool = False
     stream_options: StreamOptions | None = None
     user: str | None = None
+    n: Choices | None = None
+    best_of: Choices | None = None
+    echo: bool = False
+    logprobs: Top | None = None
+    response_format: ResponseFormat | None = None
 
 
 class Generate(Asked, kw_only=True, forbid_unknown_fields=True):
     """Token ids to be continued, answered in token ids alone; kind `generate`."""
 
     token_ids: Annotated[list[TokenId], Meta(min_length=1)]
+    n: Choices | None = None
+    logprobs: Top | None = None
+    response_format: ResponseFormat | None = None
 
 
 Request = Chat | Completion | Generate
@@ -162,11 +233,28 @@ class Accepted(Struct, kw_only=True, tag="accepted"):
     owner: str
 
 
+class Likely(Struct, kw_only=True):
+    """One token that might have come, with the natural logarithm of its probability and its UTF-8 bytes."""
+
+    id: int
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class Logprob(Likely, kw_only=True):
+    """A token that came, and the likeliest ones in its place, likeliest first, as many as were asked for."""
+
+    top_logprobs: list[Likely]
+
+
 class Delta(Struct, kw_only=True, tag="delta", omit_defaults=True):
     """What came next.
 
     `position` counts the output tokens before this delta; `text` may lag behind `token_ids`, because half a
-    character, or what may yet become a stop string, is held back.
+    character, or what may yet become a stop string, is held back. `index` is the choice, where there are several;
+    each has positions of its own. `logprobs` are those of `token_ids`, where they were asked for; a token that ended
+    the answer has none.
     """
 
     id: str
@@ -176,16 +264,22 @@ class Delta(Struct, kw_only=True, tag="delta", omit_defaults=True):
     text: str = ""
     reasoning: str = ""
     tool_calls: list[ToolCall] = []
+    index: int = 0
+    logprobs: list[Logprob] = []
 
 
 class Done(Struct, kw_only=True, tag="done", omit_defaults=True):
-    """Last word of a request that ended well; `resumed` says that a sampled stream was continued elsewhere."""
+    """Last word of a request that ended well; `resumed` says that a sampled stream was continued elsewhere.
+
+    With several choices `finish_reasons` has one for each, and `usage` counts all of them and each prompt once.
+    """
 
     id: str
     attempt: int
     finish_reason: Literal["stop", "length", "tool_calls"]
     usage: Usage
     resumed: bool = False
+    finish_reasons: list[Literal["stop", "length", "tool_calls"]] = []
 
 
 class Error(Struct, kw_only=True, tag="error", omit_defaults=True):

@@ -1,4 +1,4 @@
-"""What processors ask of GPU actors: one prompt to prefill, one to decode, and the claim that goes with it.
+"""What processors ask of GPU actors: prompts to prefill, to decode and to encode, and the claim on a request.
 
 A prompt that is prefilled apart is told to both at the same moment: SGLang's prefill computes nothing before decode
 has reserved room for the KV blocks. The two meet at the prefill actor's bootstrap address, in a room of their own.
@@ -9,7 +9,12 @@ from msgspec import Struct
 
 
 class Sampling(Struct, kw_only=True, omit_defaults=True):
-    """How to choose tokens and when to stop, in SGLang's words; stop strings are the processor's and not in here."""
+    """How to choose tokens and when to stop, in SGLang's words; stop strings are the processor's and not in here.
+
+    `logit_bias` is added to the logits of token ids. `logprobs` asks for the log-probability of each token and for so
+    many of the likeliest in its place; None asks for none. At most one of `json_schema` (as JSON text), `regex` and
+    `ebnf` says what the text must be like; an engine without grammars refuses them.
+    """
 
     max_tokens: int
     temperature: float = 1.0
@@ -22,6 +27,20 @@ class Sampling(Struct, kw_only=True, omit_defaults=True):
     min_tokens: int = 0
     stop_token_ids: list[int] = []
     ignore_eos: bool = False
+    seed: int | None = None
+    logit_bias: dict[int, float] = {}
+    logprobs: int | None = None
+    json_schema: str | None = None
+    regex: str | None = None
+    ebnf: str | None = None
+
+    @property
+    def grammar(self) -> str | None:
+        """The field that says what the text must be like, if one does."""
+        for name in ("json_schema", "regex", "ebnf"):
+            if getattr(self, name) is not None:
+                return name
+        return None
 
 
 class Bootstrap(Struct, kw_only=True):
@@ -58,7 +77,27 @@ class Decode(Job, kw_only=True, omit_defaults=True, tag="decode"):
     """Generate; without a bootstrap, compute the prompt too."""
 
 
-Work = Prefill | Decode
+class Encode(Struct, kw_only=True, omit_defaults=True, tag="encode"):
+    """One attempt of a part of a request for embeddings, for one encoder.
+
+    `request` is the request's id, "/" and the part's number. `prompt` is the packed token ids of all inputs, one after
+    the other, `lengths` how many tokens each input has. `dimensions` asks for the first so many numbers of each vector,
+    0 for all. The vectors come in frames, as `frames.Item.tokens`: packed 32-bit floats (`embed.pack_floats`) in the
+    order of the inputs, `position` counting the floats before. The finish's reason is "encoded". The other fields are
+    those of `Job`.
+    """
+
+    request: str
+    attempt: int
+    out: str
+    prompt: bytes
+    lengths: list[int]
+    ttl: float
+    generation: int = 0
+    dimensions: int = 0
+
+
+Work = Prefill | Decode | Encode
 
 
 class Accept(Struct, kw_only=True):

@@ -1,22 +1,37 @@
-"""What a stream must be like to go on elsewhere, and how large the message is that asks for it."""
+"""What a stream must be like to go on elsewhere, what is left of it then, and how large the message is that asks."""
 
 from typing import Final
+
+import msgspec
 
 from messages.work import Sampling
 
 ENVELOPE: Final = 2_048
 
 
-def work_bytes(tokens: int) -> int:
+def work_bytes(tokens: int, sampling: Sampling) -> int:
     """Say how large the message is, at most, that asks an actor to work on so many tokens."""
-    return ENVELOPE + 4 * tokens
+    size = ENVELOPE + 4 * tokens + 14 * len(sampling.logit_bias)
+    if (name := sampling.grammar) is not None:
+        size += len(getattr(sampling, name).encode())
+    return size
 
 
 def why_not_continued(sampling: Sampling) -> str | None:
     """Say why a stream cannot go on elsewhere from its tokens so far, or None if it can.
 
-    An engine counts generated tokens for these; those that stand in its prompt do not count.
+    An engine counts generated tokens for penalties, and a grammar begins with the first generated token; those that
+    stand in its prompt do not count.
     """
-    penalties = sampling.frequency_penalty or sampling.presence_penalty or sampling.repetition_penalty != 1.0
-    named = "penalties count" if penalties else "min_tokens counts" if sampling.min_tokens else None
-    return None if named is None else f"{named} generated tokens, so that it cannot be continued elsewhere"
+    if sampling.frequency_penalty or sampling.presence_penalty or sampling.repetition_penalty != 1.0:
+        return "penalties count generated tokens, so that it cannot be continued elsewhere"
+    if sampling.grammar is not None:
+        return "a grammar begins with the first token generated, so that it cannot be continued elsewhere"
+    return None
+
+
+def rest(sampling: Sampling, made: int) -> Sampling:
+    """Say how to go on after so many tokens: what is counted from the first of them is counted from here."""
+    return msgspec.structs.replace(
+        sampling, max_tokens=sampling.max_tokens - made, min_tokens=max(0, sampling.min_tokens - made)
+    )

@@ -58,6 +58,13 @@ class Pieces:
             whole.append(_by_letters(token, letters) if letters else _by_fallback(token, replaced))
         return cls(coder, whole, special)
 
+    def of_token(self, at: int) -> bytes:
+        """Return what one id says by itself; nothing for an id without a token."""
+        if self.whole is not None:
+            return self.whole[at] if at < len(self.whole) else b""
+        text: str = self._coder.decode([at], skip_special_tokens=False)
+        return text.encode("utf-8", "replace")
+
     def stream(self, *, skip_special: bool = True) -> Detokenizer:
         """Begin a stream."""
         table = self.shown if skip_special else self.whole

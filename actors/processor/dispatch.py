@@ -11,10 +11,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-import msgspec
-
 from actors.processor.asks import Asks, Then
-from actors.processor.continuing import why_not_continued, work_bytes
+from actors.processor.continuing import rest, why_not_continued, work_bytes
 from actors.processor.journal import Job, Journal, Leg
 from actors.processor.router import choose
 from actors.processor.view import Seat, View
@@ -115,7 +113,7 @@ class Dispatcher:
         sampling, prompt, ttl = job.asked.sampling, job.packed, max(job.deadline - now, 0.001)
         if job.tokens:
             prompt += codec.pack_tokens(job.tokens)
-            sampling = msgspec.structs.replace(sampling, max_tokens=sampling.max_tokens - len(job.tokens))
+            sampling = rest(sampling, len(job.tokens))
         meeting = None
         if prefill is not None and prefill.registration.bootstrap is not None:
             host, port = prefill.registration.bootstrap
@@ -200,6 +198,12 @@ class Dispatcher:
         leg.accepted = True
         if item.tokens:
             ids = codec.unpack_tokens(item.tokens)
+            ranked = None
+            if job.asked.pieces is not None:
+                if (ranked := _ranked(item, len(ids))) is None:
+                    where = short(leg.seat.registration.slot, leg.seat.registration.generation)
+                    self._journal.end(job, job.error(500, f"{where} gave no log-probabilities with its tokens"))
+                    return
             have = len(job.tokens) - job.base
             if item.position > have:
                 log.warning("request %s: tokens %d to %d are missing", job.id, have, item.position - 1)
@@ -207,7 +211,8 @@ class Dispatcher:
                 return
             if item.position < have:
                 ids = ids[have - item.position :]
-            job.receive(ids, finish)
+                ranked = ranked and ranked[have - item.position :]
+            job.receive(ids, finish, ranked)
             if job.stopped:
                 if finish is not None:
                     self._release(job, leg)
@@ -306,7 +311,7 @@ class Dispatcher:
             if (why := why_not_continued(sampling)) is not None:
                 self._journal.end(job, job.error(500, f"an actor failed on this request, and {why}"))
                 return
-            if (size := work_bytes(len(job.asked.prompt) + len(job.tokens))) > self._max_payload:
+            if (size := work_bytes(len(job.asked.prompt) + len(job.tokens), sampling)) > self._max_payload:
                 why = f"its {size} bytes by now are more than the {self._max_payload} that NATS takes"
                 self._journal.end(job, job.error(413, f"an actor failed on this request, and {why}"))
                 return
@@ -373,3 +378,11 @@ class Dispatcher:
                 told(outcome)
 
         self._asks.ask(self._subjects.control(seat.registration.slot, "abort"), codec.to_json(asked), then)
+
+
+def _ranked(item: Item, count: int) -> list[codec.Ranked] | None:
+    """Read the log-probabilities of an item's tokens, or None if they are not there."""
+    try:
+        return codec.unpack_logprobs(item.logprobs or b"", count)
+    except ValueError:
+        return None

@@ -12,9 +12,9 @@ from typing import Final
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
-from actors.processor import openai_form
+from actors.processor import kinds, openai_form
 from actors.processor.intake import too_large
-from actors.processor.journal import Job
+from actors.processor.journal import Outcome, Piece
 from actors.processor.refusal import RefusalError
 from actors.processor.service import Service
 from messages import codec
@@ -47,22 +47,22 @@ class Reader:
     def __init__(self, streams: bool) -> None:
         self._streams = streams
         self._wake: asyncio.Future[None] | None = None
-        self.job: Job | None = None
+        self.job: Outcome | None = None
 
-    def accepted(self, job: Job) -> None:
+    def accepted(self, job: Outcome) -> None:
         """Note whose output this is."""
         self.job = job
 
-    def grown(self, job: Job) -> None:
+    def grown(self, job: Outcome) -> None:
         """Wake the owner, if it wants to know."""
         if self._streams:
             self._ring()
 
-    def ended(self, job: Job) -> None:
+    def ended(self, job: Outcome) -> None:
         """Wake the owner."""
         self._ring()
 
-    def left(self, job: Job) -> None:
+    def left(self, job: Outcome) -> None:
         """Wake the owner: another processor has taken the request on, by NATS, so that nothing more comes here."""
         job.last = job.error(409, "another processor has taken this request on")
         self._ring()
@@ -100,6 +100,7 @@ class HttpDoor:
         self._routes: dict[str, tuple[str, Handler]] = {
             "/v1/chat/completions": ("POST", lambda request: self._answer(request, "chat")),
             "/v1/completions": ("POST", lambda request: self._answer(request, "completion")),
+            "/v1/embeddings": ("POST", self._embed),
             "/v1/models": ("GET", self._models),
             "/health/live": ("GET", self._live),
             "/health/ready": ("GET", self._ready),
@@ -149,6 +150,7 @@ class HttpDoor:
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         route = self._routes.get(request.path)
         try:
+            kinds.check_path(self._service.model, request.path)
             if route is None:
                 raise RefusalError(
                     404, f"there is no {request.path[:NAME_LENGTH]} here; there are {', '.join(self._routes)}"
@@ -173,9 +175,9 @@ class HttpDoor:
         assert isinstance(body, Chat | Completion)
         if not body.model:
             raise RefusalError(400, f"model: missing; there is {self._service.model.name!r}", param="model")
-        name = _named(request)
+        name = named(request)
         if name and not body.id:
-            body.id = _as_id(name)
+            body.id = as_id(name)
         reader = Reader(body.stream)
         job = await self._begin(body, reader)
         headers = {"X-Request-Id": name or job.id}
@@ -188,6 +190,10 @@ class HttpDoor:
         finally:
             if not job.over:
                 self._service.cancel(job.id)
+
+    async def _embed(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer with vectors; only the door of an embedding model can, and only there it is served."""
+        raise RefusalError(404, f"{self._service.model.name!r} makes no embeddings")
 
     async def _body(self, request: web.BaseRequest) -> bytes:
         if (announced := request.content_length) is not None and announced > self._limit:
@@ -204,23 +210,24 @@ class HttpDoor:
                 error.actual_size if hasattr(error, "actual_size") else self._limit + 1, self._limit
             ) from None
 
-    async def _begin(self, body: Body, reader: Reader) -> Job:
+    async def _begin(self, body: Body, reader: Reader) -> Outcome:
         service = self._service
         if (known := service.reserve(body)) is not None:
             raise RefusalError(409, f"request id {known.id} is under way here", param="id")
         try:
-            return service.begin(await service.prepare(body), reader)
+            return service.begin(body, await service.prepare(body), reader)
         finally:
             service.release(body)
 
     async def _whole(
-        self, request: web.BaseRequest, reader: Reader, job: Job, form: Form, headers: dict[str, str]
+        self, request: web.BaseRequest, reader: Reader, job: Outcome, form: Form, headers: dict[str, str]
     ) -> web.StreamResponse:
         while job.last is None:
             await reader.wait()
         if isinstance(job.last, Error):
             return self._failed(job.last, headers)
-        response = web.Response(body=form.whole(job.take(), job.last), content_type="application/json", headers=headers)
+        data = form.whole(_rest(job), job.last)
+        response = web.Response(body=data, content_type="application/json", headers=headers)
         await response.prepare(request)
         await self._patiently(request, response.write_eof())
         return response
@@ -229,7 +236,7 @@ class HttpDoor:
         self,
         request: web.BaseRequest,
         reader: Reader,
-        job: Job,
+        job: Outcome,
         form: Form,
         include_usage: bool,
         headers: dict[str, str],
@@ -249,6 +256,7 @@ class HttpDoor:
                 await response.prepare(request)
             data = form.chunk(piece) if piece is not None else b""
             if last is not None:
+                data += b"".join([form.chunk(more) for more in _rest(job)])
                 data += form.end(last, include_usage) if isinstance(last, Done) else openai_form.error_chunk(last)
             if last is not None:
                 await self._patiently(request, response.write_eof(data))
@@ -280,7 +288,7 @@ class HttpDoor:
 
     async def _models(self, request: web.BaseRequest) -> web.StreamResponse:
         intake, shown = self._service.intake, self._service.view.open
-        data = openai_form.model_list(self._service.model.name, self._created, intake.context_length, shown)
+        data = openai_form.model_list(self._service.model, self._created, intake.context_length, shown)
         return web.Response(body=data, content_type="application/json")
 
     async def _live(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -306,7 +314,7 @@ class HttpDoor:
 
     def _refused(self, request: web.BaseRequest, refusal: RefusalError, allow: str | None = None) -> web.Response:
         answer = web.Response(status=refusal.code, body=openai_form.error(refusal), content_type="application/json")
-        if name := _named(request):
+        if name := named(request):
             answer.headers["X-Request-Id"] = name
         if refusal.retry_after is not None:
             answer.headers["Retry-After"] = _seconds(refusal.retry_after)
@@ -317,7 +325,15 @@ class HttpDoor:
         return answer
 
 
-def _named(request: web.BaseRequest) -> str:
+def _rest(job: Outcome) -> list[Piece]:
+    """Take what is left of a request that has had its last word: a piece a choice."""
+    pieces = []
+    while (piece := job.take()) is not None:
+        pieces.append(piece)
+    return pieces
+
+
+def named(request: web.BaseRequest) -> str:
     """Return the client's name for a request, if it has one that a header can give back."""
     name = request.headers.get("X-Request-Id", "")[:NAME_LENGTH]
     return name if name.isascii() and name.isprintable() else ""
@@ -328,7 +344,7 @@ def _seconds(value: float) -> str:
     return str(max(1, round(value)))
 
 
-def _as_id(name: str) -> str:
+def as_id(name: str) -> str:
     """Take the client's name for a request as its id, if it is one."""
     try:
         return check_request_id(name)

@@ -7,8 +7,8 @@ from functools import partial
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from actors.processor import explain
-from actors.processor.journal import Job
+from actors.processor import explain, kinds
+from actors.processor.journal import Outcome
 from actors.processor.post import Letter, Post
 from actors.processor.refusal import RefusalError
 from actors.processor.service import Owner, Service
@@ -31,25 +31,25 @@ class Client:
         self._encode = encode
         self._owner = owner
         self._text = text
-        self._job: Job | None = None
+        self._job: Outcome | None = None
         self.reply = reply
         self.posted = False
 
-    def accepted(self, job: Job) -> None:
+    def accepted(self, job: Outcome) -> None:
         """Say that the job is ours."""
         self._job = job
         self._post.send(self.reply, self._encode(Accepted(id=job.id, attempt=job.attempt, owner=self._owner)))
 
-    def grown(self, job: Job) -> None:
+    def grown(self, job: Outcome) -> None:
         """Send what has come when the post gets to it."""
         self._post.collect(self)
 
-    def ended(self, job: Job) -> None:
+    def ended(self, job: Outcome) -> None:
         """Send what is left, then the last word."""
         self._job = job
         self._post.collect(self)
 
-    def left(self, job: Job) -> None:
+    def left(self, job: Outcome) -> None:
         """Say nothing more."""
         self._job = None
 
@@ -58,8 +58,9 @@ class Client:
         job = self._job
         if job is None:
             return
-        piece = job.take()
-        if piece is not None:
+        while (piece := job.take()) is not None:
+            if not (piece.token_ids or piece.text or piece.reasoning or piece.tool_calls):
+                continue
             delta = Delta(
                 id=job.id,
                 attempt=job.attempt,
@@ -68,6 +69,8 @@ class Client:
                 text=piece.text if self._text else "",
                 reasoning=piece.reasoning,
                 tool_calls=piece.tool_calls,
+                index=piece.index,
+                logprobs=piece.logprobs,
             )
             yield self.reply, self._encode(delta), "", None
         if job.last is not None:
@@ -116,7 +119,9 @@ class NatsDoor:
         encode = codec.to_msgpack if form == codec.MSGPACK else codec.to_json
         body: Body | None = None
         try:
-            body = self._service.intake.read(msg.data, last_token(msg.subject), form)
+            kind = last_token(msg.subject)
+            kinds.check_subject(self._service.model, kind)
+            body = self._service.intake.read(msg.data, kind, form)
             client = self._client(msg, encode, body)
             if self._preparing.get(body.id) == msg.reply:
                 return
@@ -126,7 +131,7 @@ class NatsDoor:
                 self._own(partial(self._prepare_later, body, client))
             else:
                 try:
-                    self._service.begin(self._service.intake.prepare(body), client)
+                    self._service.begin(body, self._service.intake.prepare(body), client)
                 finally:
                     self._service.release(body)
         except RefusalError as refusal:
@@ -139,7 +144,7 @@ class NatsDoor:
     def _client(self, msg: Msg, encode: Callable[[object], bytes], body: Body) -> Client:
         return Client(self._service.post, msg.reply, encode, self._incarnation, not msg.subject.endswith("generate"))
 
-    def _asked_again(self, job: Job, client: Client) -> None:
+    def _asked_again(self, job: Outcome, client: Client) -> None:
         """The same client asking again has not heard that it is accepted; any other has taken a used id."""
         sink = job.sink
         if isinstance(sink, Client) and sink.reply == client.reply:
@@ -150,7 +155,7 @@ class NatsDoor:
     async def _prepare_later(self, body: Body, client: Client) -> None:
         self._preparing[body.id] = client.reply
         try:
-            self._service.begin(await self._service.prepare(body), client)
+            self._service.begin(body, await self._service.prepare(body), client)
         except RefusalError as refusal:
             self._refuse(client.reply, client._encode, body.id, refusal)
         except Exception:

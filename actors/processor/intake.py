@@ -7,18 +7,22 @@ from typing import Any, Final
 
 import msgspec
 
-from actors.processor import explain, parsers
+from actors.processor import explain, grammars, parsers
+from actors.processor.choices import choice_id
 from actors.processor.continuing import why_not_continued
 from actors.processor.journal import Asked
 from actors.processor.output import Output
+from actors.processor.parsers import forced
+from actors.processor.parsers.parser import Parser
 from actors.processor.refusal import RefusalError
 from actors.processor.stops import MOST_CHARACTERS
 from actors.processor.template import Template
 from actors.processor.tokenizer import Tokenizer
 from messages import codec
 from messages.config import Model
+from messages.embed import Embed
 from messages.ids import check_request_id, new_request_id
-from messages.submit import SCHEMA, Chat, Completion, Generate, Message, TextPart
+from messages.submit import MOST_CHOICES, SCHEMA, Chat, Completion, Generate, Message, NamedTool, TextPart
 from messages.submit import Asked as Body
 from messages.work import Sampling
 
@@ -28,8 +32,19 @@ LONG: Final = 2_000
 KINDS: Final[dict[str, type[Body]]] = {"chat": Chat, "completion": Completion, "generate": Generate}
 
 
+class Prompt(msgspec.Struct):
+    """One prompt of a request: its token ids, the text that was rendered for it, and what an echo says."""
+
+    ids: list[int]
+    rendered: str = ""
+    echo: str = ""
+
+
 class Intake:
-    """The checks of one model. `context_length` and `vocab_size` may become smaller as engines register."""
+    """The checks of one model. `context_length` and `vocab_size` may become smaller as engines register.
+
+    `grammars` says whether the engines have them, None while no engine has registered.
+    """
 
     def __init__(self, model: Model, tokenizer: Tokenizer, template: Template) -> None:
         self._model = model
@@ -39,6 +54,7 @@ class Intake:
         self.context_length = model.context_length or tokenizer.context_length
         self.vocab_size = tokenizer.vocab_size or tokenizer.size
         self._defaults = Sampling(max_tokens=1, **_known(tokenizer.sampling))
+        self.grammars: bool | None = None if model.engine == "sglang" and model.engine_tokenizer else False
         parsers.check(model.reasoning_parser, model.tool_call_parser)
 
     # From bytes to a body.
@@ -65,7 +81,7 @@ class Intake:
         except RecursionError:
             raise RefusalError(400, f"the body is not valid {form}: nested too deeply") from None
 
-    def name(self, body: Body) -> None:
+    def name(self, body: Body | Embed) -> None:
         """Check what a body says of itself, and give it an id if it has none. Raises RefusalError 400 or 404."""
         if body.v != SCHEMA:
             raise RefusalError(400, f"v: this is schema version {SCHEMA}, not {body.v}", param="v")
@@ -80,49 +96,126 @@ class Intake:
     def is_long(self, body: Body) -> bool:
         """Whether preparing a body takes long enough to keep others waiting."""
         if isinstance(body, Completion):
-            return isinstance(body.prompt, str) and len(body.prompt) > LONG
+            if isinstance(body.prompt, str):
+                return len(body.prompt) > LONG
+            return sum(len(prompt) for prompt in body.prompt if isinstance(prompt, str)) > LONG
         if isinstance(body, Chat):
             return sum(_length(message) for message in body.messages) > LONG or len(body.messages) > 50
         return False
 
     # From a body to what is worked on.
 
-    def prepare(self, body: Body) -> Asked:
-        """Make the prompt and check everything; may run in a thread. Raises RefusalError 400."""
-        parser = None
-        if isinstance(body, Chat):
-            rendered = self._render(body)
-            prompt = self._encode(rendered, special=False, where="messages")
-            parser = parsers.make(
-                self._model.reasoning_parser, self._model.tool_call_parser if _tools(body) else None, rendered
-            )
-            asked_tokens = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
-        elif isinstance(body, Completion):
-            prompt = self._completion(body)
-            asked_tokens = body.max_tokens
-        else:
-            assert isinstance(body, Generate)
-            prompt = body.token_ids
-            asked_tokens = body.max_tokens
+    def prepare(self, body: Body) -> list[Asked]:
+        """Make the prompts and check everything; may run in a thread. Raises RefusalError 400.
+
+        What comes back is one for each choice: those of the first prompt, then those of the second, and so on.
+        """
         where = "token_ids" if isinstance(body, Generate) else "messages" if isinstance(body, Chat) else "prompt"
-        self._check_ids(prompt, where)
-        most = self._room(prompt, asked_tokens, where)
-        stops = _stops(body.stop)
+        prompts = self._prompts(body, where)
+        each = _each(body)
+        count = len(prompts) * each
+        if count > MOST_CHOICES:
+            message = (
+                f"{where}: {len(prompts)} prompts with {each} choices each are {count}; at most {MOST_CHOICES} are"
+            )
+            raise RefusalError(400, f"{message} taken", param=where)
+        grammar = self._grammar(body)
+        asked_tokens = body.max_tokens
+        if isinstance(body, Chat) and asked_tokens is None:
+            asked_tokens = body.max_completion_tokens
+        bias = self._bias(body.logit_bias or {})
         self._check_ids(body.stop_token_ids or [], "stop_token_ids")
-        timeout = min(body.timeout or self._limits.timeout, self._limits.timeout)
+        stops = _stops(body.stop)
+        logprobs = _logprobs(body)
+        made: list[Asked] = []
+        for number, prompt in enumerate(prompts):
+            place = where if len(prompts) == 1 else f"{where}[{number}]"
+            self._check_ids(prompt.ids, place)
+            sampling = self._sampling(body, self._room(prompt.ids, asked_tokens, place))
+            sampling.logit_bias = bias
+            sampling.logprobs = logprobs
+            if grammar is not None:
+                setattr(sampling, grammar.kind, grammar.text)
+            for _ in range(each):
+                made.append(self._asked(body, prompt, sampling, stops, len(made) if count > 1 else None))
+        if body.resume is not None:
+            self._resume(body, made)
+        return made
+
+    def _asked(self, body: Body, prompt: Prompt, sampling: Sampling, stops: list[str], choice: int | None) -> Asked:
+        """Make what is asked for one choice: `choice` is its number, None where there is one only."""
+        if choice and sampling.seed is not None:
+            seed = (sampling.seed + choice + (1 << 63)) % (1 << 64) - (1 << 63)
+            sampling = msgspec.structs.replace(sampling, seed=seed)
         asked = Asked(
-            id=body.id,
+            id=body.id if choice is None else choice_id(body.id, choice),
             kind="chat" if isinstance(body, Chat) else "completion" if isinstance(body, Completion) else "generate",
-            prompt=prompt,
-            sampling=self._sampling(body, most),
-            ttl=timeout,
-            parser=parser,
+            prompt=prompt.ids,
+            sampling=sampling,
+            ttl=min(body.timeout or self._limits.timeout, self._limits.timeout),
+            parser=self._parser(body, prompt, sampling) if isinstance(body, Chat) else None,
+            echo=prompt.echo,
+            pieces=self._tokenizer.pieces if sampling.logprobs is not None else None,
+            one_call=isinstance(body, Chat) and body.parallel_tool_calls is False,
         )
         if stops or not isinstance(body, Generate):
             asked.output = Output(self._tokenizer.pieces, skip_special=body.skip_special_tokens, stops=stops)
-        if body.resume is not None:
-            self._resume(body, asked)
         return asked
+
+    def _prompts(self, body: Body, where: str) -> list[Prompt]:
+        if isinstance(body, Chat):
+            rendered = self._render(body)
+            return [Prompt(self._encode(rendered, special=False, where=where), rendered)]
+        if isinstance(body, Generate):
+            return [Prompt(body.token_ids)]
+        assert isinstance(body, Completion)
+        if body.echo and body.logprobs is not None:
+            why = "echo: the prompt's own log-probabilities cannot be had; leave out echo or logprobs"
+            raise RefusalError(400, why, param="echo")
+        return [self._prompt(body, text, at) for text, at in _several(body.prompt)]
+
+    def _prompt(self, body: Completion, given: str | list[int], where: str) -> Prompt:
+        if isinstance(given, list):
+            self._check_ids(given, where)
+            if not body.echo:
+                return Prompt(given)
+            stream = self._tokenizer.pieces.stream(skip_special=body.skip_special_tokens)
+            return Prompt(given, echo=stream.push(given) + stream.finish())
+        if not given:
+            raise RefusalError(400, f"{where}: empty; it needs at least one character", param=where)
+        return Prompt(self._encode(given, special=True, where=where), echo=given if body.echo else "")
+
+    def _parser(self, body: Chat, prompt: Prompt, sampling: Sampling) -> Parser | None:
+        """Make what reads one choice's text. A grammar's text is the answer from its first character on."""
+        if isinstance(body.tool_choice, NamedTool):
+            return forced.Named(body.tool_choice.function.name)
+        if body.tool_choice == "required":
+            return forced.Required()
+        reasoning = self._model.reasoning_parser if sampling.grammar is None else None
+        return parsers.make(reasoning, self._model.tool_call_parser if _tools(body) else None, prompt.rendered)
+
+    def _grammar(self, body: Body) -> grammars.Grammar | None:
+        grammar = grammars.asked(body)
+        if grammar is None or self.grammars is not False:
+            return grammar
+        if self._model.engine != "sglang":
+            why = f"the {self._model.engine} engine has no grammars"
+        elif not self._model.engine_tokenizer:
+            why = "grammars need the engine's own tokenizer, which is off (engine_tokenizer: false)"
+        else:
+            why = "its engines run without grammars (args.grammar_backend)"
+        raise RefusalError(400, f"{grammar.field}: cannot be had of {self._model.name!r}: {why}", param=grammar.field)
+
+    def _bias(self, given: dict[str, float]) -> dict[int, float]:
+        made = {}
+        for name, bias in given.items():
+            if not (name.isascii() and name.isdigit()):
+                raise RefusalError(400, f"logit_bias: {name[:64]!r} is no token id", param="logit_bias")
+            if (at := int(name[:12])) >= self.vocab_size:
+                message = f"logit_bias: token id {name[:64]} is outside the vocabulary of {self.vocab_size}"
+                raise RefusalError(400, message, param="logit_bias")
+            made[at] = bias
+        return made
 
     def _render(self, body: Chat) -> str:
         messages = [_as_template_has_it(message, at) for at, message in enumerate(body.messages)]
@@ -130,17 +223,10 @@ class Intake:
             for message in messages:
                 if message["role"] == "developer":
                     message["role"] = "system"
-        if body.tool_choice not in (None, "none", "auto"):
-            why = "tool_choice: a call cannot be forced here, for want of grammars; 'auto' and 'none' can be had"
-            raise RefusalError(400, why, param="tool_choice")
-        return self._template.render(messages, tools=_tools(body), extra=body.chat_template_kwargs)
-
-    def _completion(self, body: Completion) -> list[int]:
-        if isinstance(body.prompt, str):
-            if not body.prompt:
-                raise RefusalError(400, "prompt: empty; it needs at least one character", param="prompt")
-            return self._encode(body.prompt, special=True, where="prompt")
-        return body.prompt
+        extra = body.chat_template_kwargs
+        if body.reasoning_effort is not None:
+            extra = {"reasoning_effort": body.reasoning_effort} | (extra or {})
+        return self._template.render(messages, tools=_tools(body), extra=extra)
 
     def _encode(self, text: str, *, special: bool, where: str) -> list[int]:
         try:
@@ -192,19 +278,25 @@ class Intake:
             min_tokens=body.min_tokens or 0,
             stop_token_ids=[*ends, *body.stop_token_ids] if body.stop_token_ids else ends,
             ignore_eos=body.ignore_eos,
+            seed=body.seed,
         )
 
-    def _resume(self, body: Body, asked: Asked) -> None:
+    def _resume(self, body: Body, made: list[Asked]) -> None:
+        """Take over what the client has received of each choice."""
         assert body.resume is not None
-        received = body.resume.token_ids
-        self._check_ids(received, "resume.token_ids")
-        if len(received) > (most := asked.sampling.max_tokens):
-            message = f"resume.token_ids: {len(received)} tokens are more than the {most} that may come"
-            raise RefusalError(400, message, param="resume.token_ids")
-        if received and (why := why_not_continued(asked.sampling)) is not None:
-            raise RefusalError(500, f"a processor failed on this request, and {why}", param="resume")
-        asked.before = body.resume.attempt
-        asked.received = received
+        several = [body.resume.token_ids] if len(made) == 1 else body.resume.choices or [[] for _ in made]
+        where = "resume.token_ids" if len(made) == 1 else "resume.choices"
+        if len(several) != len(made):
+            raise RefusalError(400, f"{where}: {len(several)} of them, for {len(made)} choices", param=where)
+        for asked, received in zip(made, several, strict=True):
+            self._check_ids(received, where)
+            if len(received) > (most := asked.sampling.max_tokens):
+                message = f"{where}: {len(received)} tokens are more than the {most} that may come"
+                raise RefusalError(400, message, param=where)
+            if received and (why := why_not_continued(asked.sampling)) is not None:
+                raise RefusalError(500, f"a processor failed on this request, and {why}", param="resume")
+            asked.before = body.resume.attempt
+            asked.received = received
 
 
 def too_large(size: int, limit: int) -> RefusalError:
@@ -213,8 +305,49 @@ def too_large(size: int, limit: int) -> RefusalError:
 
 
 def _known(sampling: dict[str, Any]) -> dict[str, Any]:
-    """Keep of generation_config.json what is a number."""
-    return {name: value for name, value in sampling.items() if isinstance(value, int | float)}
+    """Keep of generation_config.json what is a number; to Python, true and false are numbers as well."""
+    return {
+        name: value
+        for name, value in sampling.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+
+
+def _each(body: Body) -> int:
+    """Say how many choices each prompt of a body gets."""
+    if not isinstance(body, Chat | Completion | Generate):
+        return 1
+    each = body.n or 1
+    if isinstance(body, Completion) and body.best_of not in (None, each):
+        message = f"best_of: {body.best_of} is not n, which is {each}; choosing the best of more cannot be had"
+        raise RefusalError(400, message, param="best_of")
+    return each
+
+
+def _logprobs(body: Body) -> int | None:
+    """Say how many of the likeliest tokens are asked for beside each that comes; None if no log-probabilities are."""
+    if isinstance(body, Chat):
+        if body.top_logprobs and not body.logprobs:
+            raise RefusalError(400, "top_logprobs: goes with logprobs: true only", param="top_logprobs")
+        return (body.top_logprobs or 0) if body.logprobs else None
+    return body.logprobs if isinstance(body, Completion | Generate) else None
+
+
+def _several(prompt: str | list[Any]) -> list[tuple[str | list[int], str]]:
+    """Tell the prompts of a completion apart, each with its place: texts, or lists of token ids, or one of either."""
+    if isinstance(prompt, str) or not prompt or isinstance(prompt[0], int):
+        if at := next(
+            (at for at, part in enumerate(prompt) if isinstance(prompt, list) and not isinstance(part, int)), 0
+        ):
+            raise RefusalError(400, f"prompt[{at}]: not a token id, as those before it are", param=f"prompt[{at}]")
+        return [(prompt, "prompt")]
+    kind = type(prompt[0])
+    if at := next((at for at, part in enumerate(prompt) if not isinstance(part, kind)), 0):
+        what = "text" if kind is str else "list of token ids"
+        raise RefusalError(400, f"prompt[{at}]: not a {what}, as those before it are", param=f"prompt[{at}]")
+    if len(prompt) > MOST_CHOICES:
+        raise RefusalError(400, f"prompt: {len(prompt)} prompts; at most {MOST_CHOICES} are taken", param="prompt")
+    return [(part, f"prompt[{at}]" if len(prompt) > 1 else "prompt") for at, part in enumerate(prompt)]
 
 
 def _stops(stop: str | list[str] | None) -> list[str]:

@@ -7,16 +7,18 @@ else owns the request now, in `Journal.leave`: nowhere else, and once.
 import asyncio
 import time
 from collections.abc import Callable, Iterator
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from msgspec import Struct
 
+from actors.processor.detokenize import Pieces
+from actors.processor.logprobs import named
 from actors.processor.output import Output
 from actors.processor.parsers.parser import Parser
 from actors.processor.view import Seat
 from messages import codec
 from messages.frames import Finish
-from messages.submit import Done, Error, ToolCall, Usage
+from messages.submit import Done, Error, Logprob, ToolCall, Usage
 from messages.work import Sampling
 
 Kind = Literal["chat", "completion", "generate"]
@@ -26,7 +28,8 @@ class Asked(Struct, kw_only=True):
     """A request as the processor works on it, whatever door and form it came by; everything in it has been checked.
 
     `prompt` is token ids; `received` what the client had got before it came to us, at attempt `before`; `ttl` is in
-    seconds.
+    seconds. `echo` is text that comes before the answer's own; `pieces` names tokens where log-probabilities are asked
+    for, else it is None. With `one_call`, the first tool call ends the answer.
     """
 
     id: str
@@ -38,32 +41,77 @@ class Asked(Struct, kw_only=True):
     parser: Parser | None = None
     received: list[int] = []
     before: int = 0
-
-
-class Sink(Protocol):
-    """Where a job's output goes; none of these waits."""
-
-    def accepted(self, job: "Job") -> None:
-        """The job is ours."""
-
-    def grown(self, job: "Job") -> None:
-        """There is something to `take` from the job."""
-
-    def ended(self, job: "Job") -> None:
-        """The job has its last word; there may still be something to take before it."""
-
-    def left(self, job: "Job") -> None:
-        """Somebody else owns the request now; no word is to be said by us."""
+    echo: str = ""
+    pieces: Pieces | None = None
+    one_call: bool = False
 
 
 class Piece(Struct):
-    """What has piled up for a client since it was last given something."""
+    """What has piled up for a client since it was last given something.
+
+    Of a request with several choices, `index` is the one, and `finish_reason` is told with the last of it.
+    """
 
     position: int
     token_ids: list[int]
     text: str
     reasoning: str
     tool_calls: list[ToolCall]
+    logprobs: list[Logprob] = []
+    index: int = 0
+    finish_reason: Literal["stop", "length", "tool_calls"] | None = None
+
+
+class Outcome(Protocol):
+    """What a client's request has become: one job, or the group of those that are its choices."""
+
+    last: Done | Error | None
+
+    @property
+    def id(self) -> str:
+        """The request's id."""
+
+    @property
+    def attempt(self) -> int:
+        """The attempt as the client knows it."""
+
+    @property
+    def claim(self) -> int:
+        """The attempt with which the client's submission began."""
+
+    @property
+    def over(self) -> bool:
+        """Whether it has ended, or somebody else owns it."""
+
+    @property
+    def started(self) -> float:
+        """When it began, in seconds since 1970."""
+
+    @property
+    def sink(self) -> Any:
+        """Where its output goes."""
+
+    def take(self) -> Piece | None:
+        """Give what has piled up since the last time, or None if nothing has."""
+
+    def error(self, code: int, message: str, retry_after: float | None = None) -> Error:
+        """Make the last word of a request that did not end well."""
+
+
+class Sink(Protocol):
+    """Where a request's output goes; none of these waits."""
+
+    def accepted(self, job: Outcome) -> None:
+        """The request is ours."""
+
+    def grown(self, job: Outcome) -> None:
+        """There is something to `take`."""
+
+    def ended(self, job: Outcome) -> None:
+        """The request has its last word; there may still be something to take before it."""
+
+    def left(self, job: Outcome) -> None:
+        """Somebody else owns the request now; no word is to be said by us."""
 
 
 class Leg:
@@ -96,6 +144,7 @@ class Job:
         "decode",
         "id",
         "last",
+        "logprobs",
         "over",
         "packed",
         "prefill",
@@ -120,9 +169,10 @@ class Job:
         self.packed = codec.pack_tokens(asked.prompt)
         self.tokens: list[int] = list(asked.received)
         self.base = self.sent = len(self.tokens)
-        self.text = ""
+        self.text = asked.echo
         self.reasoning = ""
         self.calls: list[ToolCall] = []
+        self.logprobs: list[Logprob] = []
         self.prefill: Leg | None = None
         self.decode: Leg | None = None
         self.refused: dict[str, int] = {}
@@ -135,35 +185,39 @@ class Job:
         if self.tokens:
             self._prime()
 
-    def receive(self, ids: list[int], finish: Finish | None) -> None:
-        """Take the next tokens of the stream, and read them."""
+    def receive(self, ids: list[int], finish: Finish | None, ranked: list[codec.Ranked] | None = None) -> None:
+        """Take the next tokens of the stream, and read them; a token that ends the answer is none of its text."""
         output = self.asked.output
-        if output is None:
-            self.tokens += ids
-            return
-        if finish is not None and finish.matched is not None and ids and ids[-1] == finish.matched:
-            used, text = output.push(ids[:-1])
-            self.tokens += ids if used == len(ids) - 1 else ids[:used]
-        else:
-            used, text = output.push(ids)
-            self.tokens += ids if used == len(ids) else ids[:used]
+        ends = finish is not None and finish.matched is not None and bool(ids) and ids[-1] == finish.matched
+        said = ids[:-1] if ends else ids
+        used, text = output.push(said) if output is not None else (len(said), "")
+        self.tokens += ids if used == len(said) else ids[:used]
+        if ranked is not None and self.asked.pieces is not None:
+            self.logprobs += named(self.asked.pieces, said[:used], ranked)
         if text:
             self._read(text)
 
     @property
     def stopped(self) -> bool:
-        """Whether a stop string has ended the stream."""
-        return self.asked.output is not None and self.asked.output.stopped
+        """Whether a stop string has ended the stream, or the only tool call that may be."""
+        asked = self.asked
+        if asked.one_call and asked.parser is not None and asked.parser.called:
+            return True
+        return asked.output is not None and asked.output.stopped
 
     def take(self) -> Piece | None:
         """Give what has piled up since the last time, or None if nothing has."""
         sent, tokens = self.sent, self.tokens
         if sent == len(tokens) and not self.text and not self.reasoning and not self.calls:
             return None
-        piece = Piece(sent, tokens[sent:] if sent else list(tokens), self.text, self.reasoning, self.calls)
+        piece = Piece(
+            sent, tokens[sent:] if sent else list(tokens), self.text, self.reasoning, self.calls, self.logprobs
+        )
         self.sent = len(tokens)
         self.text = self.reasoning = ""
         self.calls = []
+        if self.logprobs:
+            self.logprobs = []
         return piece
 
     def done(self, reason: Literal["stop", "length"]) -> Done:

@@ -1,15 +1,18 @@
 """Answers in the form of OpenAI's API: bodies, and stream chunks from templates made once for each request."""
 
+from codecs import getincrementaldecoder
 from typing import Any, Final
 
 import msgspec
 
-from actors.processor.journal import Job, Piece
+from actors.processor.journal import Outcome, Piece
 from actors.processor.refusal import RefusalError
 from messages import codec
-from messages.submit import Done, Error, ToolCall, Usage
+from messages.config import Model
+from messages.submit import Done, Error, Likely, Logprob, ToolCall, Usage
 
 END: Final = b"data: [DONE]\n\n"
+_Decoder: Final = getincrementaldecoder("utf-8")
 
 TYPES: Final[dict[int, str]] = {
     400: "invalid_request_error",
@@ -39,104 +42,185 @@ NAMES: Final[dict[int, str]] = {
 
 
 class Chat:
-    """The form of one chat completion."""
+    """The form of one chat completion, of one choice or several."""
 
-    object: Final = "chat.completion"
-
-    def __init__(self, job: Job, model: str) -> None:
+    def __init__(self, job: Outcome, model: str) -> None:
         self.id = f"chatcmpl-{job.id}"
         self._model = model
         self._created = int(job.started)
-        head = codec.to_json(
-            {"id": self.id, "object": "chat.completion.chunk", "created": self._created, "model": model}
-        )[:-1]
-        self._head = b"data: " + head + b',"choices":[{"index":0,"delta":{'
-        self._bare = b"data: " + head
-        self._begun = False
+        self._bare = _bare(self.id, "chat.completion.chunk", self._created, model)
+        self._heads: dict[int, bytes] = {}
+        self._begun: set[int] = set()
+
+    def _head(self, index: int) -> bytes:
+        head = self._heads.get(index)
+        if head is None:
+            head = self._heads[index] = self._bare + b',"choices":[{"index":%d,"delta":{' % index
+        return head
 
     def chunk(self, piece: Piece) -> bytes:
         """Write what came as a chunk of the stream; nothing if nothing of it is to be shown yet."""
+        begun = piece.index in self._begun
         parts = []
-        if not self._begun:
+        if not begun:
             parts.append(b'"role":"assistant"')
         if piece.reasoning:
             parts.append(b'"reasoning_content":' + codec.to_json(piece.reasoning))
-        if piece.text or not (self._begun or piece.reasoning or piece.tool_calls):
+        if piece.text or not (begun or piece.reasoning or piece.tool_calls):
             parts.append(b'"content":' + codec.to_json(piece.text))
         if piece.tool_calls:
             parts.append(b'"tool_calls":' + codec.to_json(piece.tool_calls))
-        if not parts:
-            return b""
-        self._begun = True
-        return self._head + b",".join(parts) + b'},"finish_reason":null}]}\n\n'
+        data = b""
+        if parts or piece.logprobs:
+            if not begun:
+                self._begun.add(piece.index)
+            logprobs = b',"logprobs":' + codec.to_json(_chat_logprobs(piece)) if piece.logprobs else b""
+            data = self._head(piece.index) + b",".join(parts) + b"}" + logprobs + b',"finish_reason":null}]}\n\n'
+        return data + self._finish(piece.index, piece.finish_reason) if piece.finish_reason else data
+
+    def _finish(self, index: int, reason: str) -> bytes:
+        begun = b"" if index in self._begun else b'"role":"assistant","content":""'
+        return self._head(index) + begun + b'},"finish_reason":"' + reason.encode() + b'"}]}\n\n'
 
     def end(self, done: Done, include_usage: bool) -> bytes:
-        """Write the end of the stream."""
-        begun = b"" if self._begun else b'"role":"assistant","content":""'
-        data = self._head + begun + b'},"finish_reason":"' + done.finish_reason.encode() + b'"}]}\n\n'
-        if include_usage:
-            data += self._bare + b',"choices":[],"usage":' + codec.to_json(usage(done.usage)) + b"}\n\n"
-        return data + END
+        """Write the end of the stream; of several choices each has had its own."""
+        data = self._finish(0, done.finish_reason) if not done.finish_reasons else b""
+        return data + _end(self._bare, done, include_usage)
 
-    def whole(self, piece: Piece | None, done: Done) -> bytes:
+    def whole(self, pieces: list[Piece], done: Done) -> bytes:
         """Write the whole answer."""
+        by_choice = {piece.index: piece for piece in pieces}
+        choices = [
+            self._choice(index, by_choice.get(index), reason)
+            for index, reason in enumerate(done.finish_reasons or [done.finish_reason])
+        ]
+        return _whole(self.id, "chat.completion", self._created, self._model, choices, done)
+
+    def _choice(self, index: int, piece: Piece | None, reason: str) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": piece.text if piece is not None else ""}
+        choice: dict[str, Any] = {"index": index, "message": message}
         if piece is not None and piece.reasoning:
             message["reasoning_content"] = piece.reasoning
         if piece is not None and piece.tool_calls:
             message["tool_calls"] = joined(piece.tool_calls)
             message["content"] = message["content"] or None
-        return codec.to_json(
-            {
-                "id": self.id,
-                "object": "chat.completion",
-                "created": self._created,
-                "model": self._model,
-                "choices": [{"index": 0, "message": message, "finish_reason": done.finish_reason}],
-                "usage": usage(done.usage),
-            }
-        )
+        if piece is not None and piece.logprobs:
+            choice["logprobs"] = _chat_logprobs(piece)
+        return choice | {"finish_reason": reason}
 
 
 class Completion:
-    """The form of one text completion."""
+    """The form of one text completion, of one choice or several."""
 
-    def __init__(self, job: Job, model: str) -> None:
+    def __init__(self, job: Outcome, model: str) -> None:
         self.id = f"cmpl-{job.id}"
         self._model = model
         self._created = int(job.started)
-        self._bare = (
-            b"data: "
-            + codec.to_json({"id": self.id, "object": "text_completion", "created": self._created, "model": model})[:-1]
-        )
-        self._head = self._bare + b',"choices":[{"index":0,"text":'
+        self._bare = _bare(self.id, "text_completion", self._created, model)
+        self._offsets: dict[int, Offsets] = {}
 
     def chunk(self, piece: Piece) -> bytes:
         """Write what came as a chunk of the stream; nothing if nothing of it is to be shown yet."""
-        if not piece.text:
-            return b""
-        return self._head + codec.to_json(piece.text) + b',"finish_reason":null}]}\n\n'
+        data = b""
+        if piece.text or piece.logprobs:
+            logprobs = b',"logprobs":' + codec.to_json(self._logprobs(piece)) if piece.logprobs else b""
+            data = self._head(piece.index) + codec.to_json(piece.text) + logprobs + b',"finish_reason":null}]}\n\n'
+        return data + self._finish(piece.index, piece.finish_reason) if piece.finish_reason else data
+
+    def _head(self, index: int) -> bytes:
+        return self._bare + b',"choices":[{"index":%d,"text":' % index
+
+    def _finish(self, index: int, reason: str) -> bytes:
+        return self._head(index) + b'"","finish_reason":"' + reason.encode() + b'"}]}\n\n'
 
     def end(self, done: Done, include_usage: bool) -> bytes:
-        """Write the end of the stream."""
-        data = self._head + b'"","finish_reason":"' + done.finish_reason.encode() + b'"}]}\n\n'
-        if include_usage:
-            data += self._bare + b',"choices":[],"usage":' + codec.to_json(usage(done.usage)) + b"}\n\n"
-        return data + END
+        """Write the end of the stream; of several choices each has had its own."""
+        data = self._finish(0, done.finish_reason) if not done.finish_reasons else b""
+        return data + _end(self._bare, done, include_usage)
 
-    def whole(self, piece: Piece | None, done: Done) -> bytes:
+    def whole(self, pieces: list[Piece], done: Done) -> bytes:
         """Write the whole answer."""
-        text = piece.text if piece is not None else ""
-        return codec.to_json(
-            {
-                "id": self.id,
-                "object": "text_completion",
-                "created": self._created,
-                "model": self._model,
-                "choices": [{"index": 0, "text": text, "finish_reason": done.finish_reason}],
-                "usage": usage(done.usage),
-            }
-        )
+        by_choice = {piece.index: piece for piece in pieces}
+        choices: list[dict[str, Any]] = []
+        for index, reason in enumerate(done.finish_reasons or [done.finish_reason]):
+            piece = by_choice.get(index)
+            choice: dict[str, Any] = {"index": index, "text": piece.text if piece is not None else ""}
+            if piece is not None and piece.logprobs:
+                choice["logprobs"] = self._logprobs(piece)
+            choices.append(choice | {"finish_reason": reason})
+        return _whole(self.id, "text_completion", self._created, self._model, choices, done)
+
+    def _logprobs(self, piece: Piece) -> dict[str, Any]:
+        """Write log-probabilities as completions have them: lists beside each other."""
+        offsets = self._offsets.setdefault(piece.index, Offsets())
+        return {
+            "tokens": [_token(entry) for entry in piece.logprobs],
+            "token_logprobs": [entry.logprob for entry in piece.logprobs],
+            "top_logprobs": [
+                {_token(other): other.logprob for other in entry.top_logprobs} for entry in piece.logprobs
+            ],
+            "text_offset": [offsets.next(entry) for entry in piece.logprobs],
+        }
+
+
+class Offsets:
+    """Where each token of one choice begins in its text, in characters."""
+
+    __slots__ = ("_at", "_decoder")
+
+    def __init__(self) -> None:
+        self._at = 0
+        self._decoder = _Decoder("replace")
+
+    def next(self, entry: Logprob) -> int:
+        """Return where the next token begins."""
+        at = self._at
+        self._at += len(self._decoder.decode(bytes(entry.bytes)))
+        return at
+
+
+def _bare(name: str, kind: str, created: int, model: str) -> bytes:
+    """Begin each chunk of one stream."""
+    return b"data: " + codec.to_json({"id": name, "object": kind, "created": created, "model": model})[:-1]
+
+
+def _end(bare: bytes, done: Done, include_usage: bool) -> bytes:
+    if include_usage:
+        return bare + b',"choices":[],"usage":' + codec.to_json(usage(done.usage)) + b"}\n\n" + END
+    return END
+
+
+def _whole(name: str, kind: str, created: int, model: str, choices: list[dict[str, Any]], done: Done) -> bytes:
+    return codec.to_json(
+        {
+            "id": name,
+            "object": kind,
+            "created": created,
+            "model": model,
+            "choices": choices,
+            "usage": usage(done.usage),
+        }
+    )
+
+
+def _chat_logprobs(piece: Piece) -> dict[str, Any]:
+    """Write log-probabilities as chats have them: an entry a token."""
+    return {
+        "content": [_entry(entry) | {"top_logprobs": list(map(_entry, entry.top_logprobs))} for entry in piece.logprobs]
+    }
+
+
+def _entry(entry: Likely) -> dict[str, Any]:
+    return {"token": entry.token, "logprob": entry.logprob, "bytes": entry.bytes}
+
+
+def _token(entry: Likely) -> str:
+    """Name a token of a completion: what is no whole text, by its bytes, so that no two have one name."""
+    data = bytes(entry.bytes)
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
 def usage(counted: Usage) -> dict[str, Any]:
@@ -184,9 +268,10 @@ def error_chunk(failure: Error) -> bytes:
     return b"data: " + error(failure) + b"\n\n" + END
 
 
-def model_list(name: str, created: int, context_length: int, shown: bool) -> bytes:
-    """Write the list of models: the one that is served, if it is ready."""
-    entry: dict[str, Any] = {"id": name, "object": "model", "created": created, "owned_by": "troupe"}
+def model_list(model: Model, created: int, context_length: int, shown: bool) -> bytes:
+    """Write the list of models: the one that is here, if it is ready, with the endpoint kinds that it serves."""
+    entry: dict[str, Any] = {"id": model.name, "object": "model", "created": created, "owned_by": "troupe"}
+    entry["serves"] = model.served
     if context_length:
         entry["max_model_len"] = context_length
     return msgspec.json.encode({"object": "list", "data": [entry] if shown else []})

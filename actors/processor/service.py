@@ -11,21 +11,23 @@ import msgspec
 from nats.aio.msg import Msg
 
 from actors.processor.asks import Asks
+from actors.processor.choices import Group
 from actors.processor.continuing import work_bytes
 from actors.processor.dispatch import Dispatcher
 from actors.processor.inbox import Inbox
 from actors.processor.intake import Intake
-from actors.processor.journal import Asked, Job, Journal, Sink
+from actors.processor.journal import Asked, Job, Journal, Outcome, Sink
 from actors.processor.line import Line
 from actors.processor.post import Post
 from actors.processor.refusal import RefusalError
-from actors.processor.view import Seat, View
+from actors.processor.view import ROUTED, Seat, View
 from messages import codec
 from messages.bus import Bucket, Bus
 from messages.config import Model
 from messages.lifecycle import Heartbeat
 from messages.subjects import Subjects, last_token
 from messages.submit import Asked as Body
+from messages.submit import Done
 from messages.work import Own
 
 log = logging.getLogger("troupe.processor")
@@ -69,12 +71,18 @@ class Service:
         )
         self.line = Line(self.view, self.dispatcher, model.limits)
         self.inbox = Inbox(bus, self.post, subjects, incarnation, self.dispatcher.receive)
+        self._groups: dict[str, Group] = {}
         self._preparing: set[str] = set()
         self._prepared = asyncio.Event()
         self._cancelled: set[str] = set()
         self._threads = anyio.CapacityLimiter(THREADS)
         self._long = 0
         self.draining = False
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests have not had their last word."""
+        return len(self.journal)
 
     async def open(self, registry: Bucket, gates: Bucket) -> None:
         """Listen to the others; returns when the registry and the gate have been read once."""
@@ -103,7 +111,7 @@ class Service:
 
     # Requests in.
 
-    def reserve(self, body: Body) -> Job | None:
+    def reserve(self, body: Body) -> Outcome | None:
         """Check who is asking for what and reserve its id; the caller goes on with `prepare` and `begin`.
 
         Returns the job that has this id already, for the caller to judge whether the same client asks again; then
@@ -114,11 +122,11 @@ class Service:
             raise RefusalError(503, "this processor is draining", retry_after=self.model.limits.retry_after)
         if body.id in self._preparing:
             raise RefusalError(409, f"request {body.id} is being prepared already", param="id")
-        if (job := self.journal.get(body.id)) is not None:
-            if body.resume is None or body.resume.attempt + 1 <= job.claim:
-                return job
-            body.resume.attempt = max(body.resume.attempt, job.attempt)
-            self.journal.leave(job)
+        if (known := self._find(body.id)) is not None:
+            if body.resume is None or body.resume.attempt + 1 <= known.claim:
+                return known
+            body.resume.attempt = max(body.resume.attempt, known.attempt)
+            self._leave(known)
         limit = self.model.limits.in_flight
         if len(self.journal) + len(self._preparing) >= limit:
             again = self.model.limits.retry_after
@@ -134,8 +142,8 @@ class Service:
         if not self._preparing:
             self._prepared.set()
 
-    async def prepare(self, body: Body) -> Asked:
-        """Make the prompt, off the loop if it is long. Raises RefusalError 400 or 429."""
+    async def prepare(self, body: Body) -> list[Asked]:
+        """Make the prompts, off the loop if they are long. Raises RefusalError 400 or 429."""
         if not self.intake.is_long(body):
             return self.intake.prepare(body)
         if self._long >= LONG_WAITING:
@@ -147,44 +155,92 @@ class Service:
         finally:
             self._long -= 1
 
-    def begin(self, asked: Asked, sink: Sink) -> Job:
+    def begin(self, body: Body, choices: list[Asked], sink: Sink) -> Outcome:
         """Accept a request: from here on it is ours and gets its last word. Raises RefusalError."""
-        if asked.id in self._cancelled:
+        if body.id in self._cancelled:
             raise RefusalError(499, "cancelled by the client")
-        if (size := work_bytes(len(asked.prompt))) > self._bus.max_payload:
-            message = f"a prompt of {len(asked.prompt)} tokens makes a message of {size} bytes"
-            raise RefusalError(413, f"{message}; NATS takes {self._bus.max_payload}")
-        job = Job(asked, sink, self.loop.time())
-        last = job.last_word_again()
-        if last is None:
-            self.line.admit(job)
-        self.journal.begin(job)
+        for asked in choices:
+            if (size := work_bytes(len(asked.prompt), asked.sampling)) > self._bus.max_payload:
+                message = f"a prompt of {len(asked.prompt)} tokens makes a message of {size} bytes"
+                raise RefusalError(413, f"{message}; NATS takes {self._bus.max_payload}")
+        if len(choices) > 1:
+            return self._begin_several(body, choices, sink)
+        job, last = self._begin(choices[0], sink)
         self._claim(job)
         sink.accepted(job)
         if last is not None:
             self.journal.end(job, last)
         return job
 
-    def _claim(self, job: Job) -> None:
-        """Tell the other processors that a job is ours."""
+    def _begin(self, asked: Asked, sink: Sink) -> tuple[Job, Done | None]:
+        """Take in one job; where its client has all of it, return the last word that is still to be said."""
+        job = Job(asked, sink, self.loop.time())
+        last = job.last_word_again()
+        if last is None:
+            self.line.admit(job)
+        self.journal.begin(job)
+        return job, last
+
+    def _begin_several(self, body: Body, choices: list[Asked], sink: Sink) -> Group:
+        """Take in all choices of a request, or none."""
+        limit, count = self.model.limits.in_flight, len(choices)
+        if len(self.journal) + count > limit:
+            message = f"{count} choices are too many now: {limit} may be in flight here, and {len(self.journal)} are"
+            raise RefusalError(429, message, retry_after=self.model.limits.retry_after)
+        each = count // len({id(asked.prompt) for asked in choices})
+        group = Group(body.id, sink, self.journal, each, lambda over: self._forget(over))
+        lasts = []
+        try:
+            for asked in choices:
+                job, last = self._begin(asked, group.member)
+                group.jobs.append(job)
+                lasts.append(last)
+        except RefusalError:
+            group.over = True
+            group.stop()
+            raise
+        self._groups[group.id] = group
+        self._claim(group)
+        for job, last in zip(group.jobs, lasts, strict=True):
+            if last is not None:
+                self.journal.end(job, last)
+        group.begun()
+        return group
+
+    def _claim(self, job: Outcome) -> None:
+        """Tell the other processors that a request is ours."""
         claim = Own(request=job.id, attempt=job.claim, owner=self._incarnation)
         self.post.send(self._subjects.own(job.id), codec.to_msgpack(claim))
 
+    def _find(self, request: str) -> Outcome | None:
+        return self.journal.get(request) or self._groups.get(request)
+
+    def _leave(self, job: Outcome) -> None:
+        if isinstance(job, Group):
+            job.leave()
+        elif isinstance(job, Job):
+            self.journal.leave(job)
+
+    def _forget(self, group: Group) -> None:
+        self._groups.pop(group.id, None)
+
     def has(self, request: str) -> bool:
         """Whether a request is ours and has not had its last word."""
-        return request in self._preparing or self.journal.get(request) is not None
+        return request in self._preparing or self._find(request) is not None
 
     def cancel(self, request: str) -> None:
         """The client wants no more."""
         if (job := self.journal.get(request)) is not None:
             self.journal.end(job, job.error(499, "cancelled by the client"))
+        elif (group := self._groups.get(request)) is not None:
+            group.end(group.error(499, "cancelled by the client"))
         elif request in self._preparing:
             self._cancelled.add(request)
 
     # What we hear.
 
     async def _on_heartbeat(self, msg: Msg) -> None:
-        if ".decode." not in msg.subject and ".prefill." not in msg.subject:
+        if not any(f".{role}." in msg.subject for role in ROUTED):
             return
         try:
             beat = codec.from_json(msg.data, Heartbeat)
@@ -196,7 +252,7 @@ class Service:
 
     async def _on_own(self, msg: Msg) -> None:
         """Let go of a request that somebody else has taken on at a higher attempt, or an older one at the same."""
-        job = self.journal.get(last_token(msg.subject))
+        job = self._find(last_token(msg.subject))
         if job is None:
             return
         try:
@@ -208,7 +264,7 @@ class Service:
             return
         if own.attempt > job.claim or (own.attempt == job.claim and own.owner < self._incarnation):
             log.info("request %s is %s's now, at attempt %d", job.id, own.owner, own.attempt)
-            self.journal.leave(job)
+            self._leave(job)
         else:
             # A client that had not heard of us has asked again, and whoever took it then has not heard our claim.
             self._claim(job)
@@ -224,6 +280,9 @@ class Service:
                 self.intake.context_length = context
             if vocab and vocab < self.intake.vocab_size:
                 self.intake.vocab_size = vocab
+        seats = [seat.registration for seat in self.view.seats.values()]
+        if engines := [one for one in seats if one.engine and one.role in ("prefill", "decode")]:
+            self.intake.grammars = all(engine.grammars for engine in engines)
         self.dispatcher.retry()
 
     def _on_end(self, job: Job) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from messages import codec, gate, lifecycle, prefork, submit, telemetry, work
+from messages import codec, embed, gate, lifecycle, prefork, submit, telemetry, work
 from messages.frames import Ack, Finish, Frame, Hello, Item
 from messages.lifecycle import State
 
@@ -28,6 +28,25 @@ MSGPACK: dict[str, Struct] = {
         sampling=work.Sampling(max_tokens=1, top_k=4, ignore_eos=True),
         ttl=1.0,
     ),
+    "work.Decode with all of it": work.Decode(
+        request="6f1c8d8e-3f0a-4a51-9d55-0d6a6c6f9a01",
+        attempt=0,
+        out="demo-processor-0-g3",
+        prompt=b"",
+        sampling=work.Sampling(max_tokens=1, seed=-3, logit_bias={7: -100.0}, logprobs=2, json_schema="{}"),
+        ttl=1.0,
+    ),
+    "work.Encode": work.Encode(
+        request="6f1c8d8e-3f0a-4a51-9d55-0d6a6c6f9a01/3",
+        attempt=1,
+        out="demo-processor-0-g3",
+        prompt=codec.pack_tokens([1, 2, 65_537]),
+        lengths=[2, 1],
+        ttl=12.5,
+        generation=7,
+        dimensions=2,
+    ),
+    "embed.Vectors": embed.Vectors(id="6f1c8d8e", attempt=1, index=2, dimensions=2, data=embed.pack_floats([0.6, 0.8])),
     "work.Accept": work.Accept(request="6f1c8d8e-3f0a-4a51-9d55-0d6a6c6f9a01", attempt=2, by="demo-decode-0-g7"),
     "work.Own": work.Own(request="6f1c8d8e-3f0a-4a51-9d55-0d6a6c6f9a01", attempt=2, owner="demo-processor-1-g2"),
     "frames.Frame": Frame(
@@ -39,15 +58,45 @@ MSGPACK: dict[str, Struct] = {
             Item("0b7a9d3e-1c55-4a0e-8a51-54b0f9a3c202", 1, 0, b"", Finish("stop", 0, "", 12, 6, 8, 2)),
         ],
     ),
+    "frames.Frame with logprobs": Frame(
+        "demo-decode-0-g7",
+        42,
+        39,
+        [
+            Item(
+                "6f1c8d8e-3f0a-4a51-9d55-0d6a6c6f9a01",
+                0,
+                5,
+                codec.pack_tokens([9]),
+                None,
+                codec.pack_logprobs([(-0.5, [(9, -0.5), (3, -1.25)])]),
+            )
+        ],
+    ),
     "frames.Ack": Ack("demo-processor-0-g3", 41),
     "frames.Hello": Hello("demo-processor-0-g3", 38),
     "submit.Accepted": submit.Accepted(id="6f1c8d8e", attempt=0, owner="demo-processor-0-g3"),
     "submit.Delta": submit.Delta(id="6f1c8d8e", attempt=0, position=3, token_ids=[5, 6], text="né"),
+    "submit.Delta with logprobs": submit.Delta(
+        id="6f1c8d8e",
+        attempt=0,
+        position=0,
+        token_ids=[5],
+        index=2,
+        logprobs=[submit.Logprob(id=5, token="n", logprob=-0.5, bytes=[110], top_logprobs=[])],
+    ),
     "submit.Done": submit.Done(
         id="6f1c8d8e",
         attempt=0,
         finish_reason="length",
         usage=submit.Usage(prompt_tokens=3, completion_tokens=5, cached_tokens=2),
+    ),
+    "submit.Done of several": submit.Done(
+        id="6f1c8d8e",
+        attempt=0,
+        finish_reason="length",
+        usage=submit.Usage(prompt_tokens=3, completion_tokens=5),
+        finish_reasons=["length", "stop"],
     ),
     "submit.Error": submit.Error(id="6f1c8d8e", code=503, message="gate closed", retry_after=2.0),
     "telemetry.KvEvents": telemetry.KvEvents(
@@ -76,7 +125,11 @@ JSON: dict[str, Struct] = {
         model="demo", id="6f1c8d8e", messages=[submit.Message(role="user", content="Hi")], max_tokens=4, stop="\n"
     ),
     "submit.Completion": submit.Completion(model="demo", prompt=[1, 2], temperature=0.5),
+    "submit.Completion of several": submit.Completion(
+        model="demo", prompt=["a", [1, 2]], n=2, echo=True, seed=7, logit_bias={"5": -1.0}, regex="a*"
+    ),
     "submit.Generate": submit.Generate(model="demo", token_ids=[1], resume=submit.Resume(attempt=0, token_ids=[4])),
+    "embed.Embed": embed.Embed(model="demo", input=["a", "b"], dimensions=2, encoding_format="base64"),
     "gate.Gate": gate.Gate(
         model="demo",
         alias="demo",

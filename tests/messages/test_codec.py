@@ -66,3 +66,18 @@ def test_request_ids_are_uuids_in_one_form() -> None:
 def test_the_page_of_subjects_is_the_one_made_from_the_code() -> None:
     page = (ROOT / "docs" / "subjects.md").read_text()
     assert page == subjects.as_markdown(), "run: python -m messages.subjects > docs/subjects.md"
+
+
+def test_logprobs_are_packed_and_read_back() -> None:
+    ranked = [(-0.5, [(1, -0.5), (511, -1.5)]), (-3.25, [(2, -0.25), (3, float("-inf"))])]
+    packed = codec.pack_logprobs(ranked)
+    assert len(packed) == 2 * (4 + 2 * 8)
+    assert codec.unpack_logprobs(packed, 2) == [ranked[0], (-3.25, [(2, -0.25), (3, codec.IMPOSSIBLE)])]
+    assert codec.unpack_logprobs(codec.pack_logprobs([(-1.0, [])]), 1) == [(-1.0, [])]
+    assert codec.unpack_logprobs(b"", 0) == []
+
+
+@pytest.mark.parametrize(("size", "count"), [(3, 1), (4, 0), (0, 1), (8, 1), (24, 5)])
+def test_bytes_that_are_no_logprobs_are_refused(size: int, count: int) -> None:
+    with pytest.raises(ValueError, match=f"{size} bytes are no log-probabilities of {count} tokens"):
+        codec.unpack_logprobs(bytes(size), count)

@@ -12,6 +12,9 @@ import pytest
 
 from tests.messages.samples import JSON, MSGPACK, decoded, encoded, shapes
 
+WIDENED = {("submit.Completion", "prompt")}
+"""Fields of clients' requests that take more than they did; what was written for the old type is still read as it was."""
+
 GOLDEN = Path(__file__).parent / "golden.json"
 NAMES = [*MSGPACK, *JSON]
 
@@ -27,7 +30,9 @@ def test_old_bytes_decode_to_what_they_meant(name: str) -> None:
     assert decoded(name, golden) == (MSGPACK | JSON)[name]
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if not (name in JSON and name.startswith("submit."))])
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if not (name in JSON and name.startswith(("submit.", "embed.")))]
+)
 def test_unknown_fields_of_a_newer_sender_are_skipped(name: str) -> None:
     """But not in what clients write: there, unknown fields are refused by name."""
     data = encoded(name)
@@ -48,7 +53,7 @@ def test_structs_keep_the_four_rules(name: str) -> None:
     assert new["array"] == old["array"]
     fields = {field: (kind, required) for field, kind, required in new["fields"]}
     for field, kind, required in old["fields"]:
-        assert fields[field][0] == kind, "a field's type never changes, and no field goes"
+        assert fields[field][0] == kind or (name, field) in WIDENED, "a field's type never changes, and no field goes"
         assert required or not fields[field][1], "what had a default keeps one"
     if new["array"]:
         assert [field[0] for field in new["fields"]][: len(old["fields"])] == [field[0] for field in old["fields"]]

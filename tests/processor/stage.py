@@ -69,6 +69,7 @@ class Gpu:
         self.receipts: list[Receipt] = []
         self.sent: dict[str, int] = {}
         self.seq = 0
+        self.engine, self.grammars = "", False
         self._subscriptions: list[Any] = []
 
     def registration(self, state: State = State.READY) -> Registration:
@@ -85,6 +86,8 @@ class Gpu:
             context_length=4096,
             vocab_size=512,
             bootstrap=("127.0.0.1", 9) if self.role == "prefill" else None,
+            engine=self.engine,
+            grammars=self.grammars,
         )
 
     async def register(self, state: State = State.READY) -> None:
@@ -148,11 +151,14 @@ class Gpu:
         async with asyncio.timeout(SECONDS):
             return await self.aborts.get()
 
-    def item(self, job: Job, tokens: list[int], finish: Finish | None = None) -> Item:
+    def item(
+        self, job: Job, tokens: list[int], finish: Finish | None = None, ranked: list[codec.Ranked] | None = None
+    ) -> Item:
         key = f"{job.request}:{job.attempt}"
         position = self.sent.get(key, 0)
         self.sent[key] = position + len(tokens)
-        return Item(job.request, job.attempt, position, codec.pack_tokens(tokens), finish)
+        logprobs = None if ranked is None else codec.pack_logprobs(ranked)
+        return Item(job.request, job.attempt, position, codec.pack_tokens(tokens), finish, logprobs)
 
     def frame(self, *items: Item, base: int = 1) -> Frame:
         self.seq += 1

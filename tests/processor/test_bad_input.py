@@ -54,7 +54,7 @@ BAD: list[tuple[str, Any, int, str | None, str]] = [
     ("chat", CHAT | {"stop": "x" * 2_000}, 400, "stop", "2000 characters; at most 1024"),
     ("chat", CHAT | {"id": "mine"}, 400, "id", "'mine' is no UUID"),
     ("chat", CHAT | {"stop_token_ids": [512]}, 400, "stop_token_ids", "outside the vocabulary of 512"),
-    ("chat", CHAT | {"tool_choice": "required"}, 400, "tool_choice", "cannot be forced"),
+    ("chat", CHAT | {"tool_choice": "required"}, 400, "tool_choice", "no tools of which one could be called"),
     ("completion", TEXT | {"prompt": ""}, 400, "prompt", "empty"),
     ("completion", TEXT | {"prompt": []}, 400, "prompt", "empty"),
     ("completion", TEXT | {"prompt": "a" * 9_000}, 400, "prompt", "leaves no room in the context of 4096"),

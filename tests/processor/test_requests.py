@@ -334,10 +334,25 @@ async def test_what_cannot_be_continued_says_why(stage: Stage) -> None:
 
 
 async def test_what_cannot_be_continued_cannot_be_resumed(stage: Stage) -> None:
-    talk = await stage.generate([1], min_tokens=2, resume={"attempt": 1, "token_ids": [5]})
+    talk = await stage.generate([1], presence_penalty=1, resume={"attempt": 1, "token_ids": [5]})
     error = await talk.last()
     assert isinstance(error, Error)
-    assert (error.code, "min_tokens counts generated tokens" in error.message) == (500, True)
+    assert (error.code, "penalties count generated tokens" in error.message) == (500, True)
+
+
+async def test_what_is_counted_from_the_first_token_is_counted_on(stage: Stage) -> None:
+    doomed = await stage.gpu("decode", 0)
+    talk = await stage.generate([1], min_tokens=3, max_tokens=9)
+    job = await doomed.got()
+    assert (job.sampling.min_tokens, job.sampling.max_tokens) == (3, 9)
+    await doomed.emit(job, [11])
+    await talk.tokens_come(1)
+    other = await stage.gpu("decode", 1)
+    await doomed.die()
+    again = await other.got()
+    assert (again.sampling.min_tokens, again.sampling.max_tokens) == (2, 8)
+    await other.emit(again, [12, 13], "stop")
+    assert isinstance(await talk.last(), Done)
 
 
 async def test_prefill_may_die_after_the_hand_over(pair: Stage) -> None:
