@@ -20,9 +20,9 @@ class Stages:
         self._ended: float | None = None
 
     def report(self, stage: StageName, detail: str) -> None:
-        """Note the begin of a stage, and write it to the pipe if somebody has it open."""
+        """Note the begin of a stage, or how far it is, and write it to the pipe if somebody has it open."""
         seconds = time.monotonic() - self._began
-        self._begins[stage] = seconds
+        self._begins.setdefault(stage, seconds)
         line = codec.to_json(Stage(generation=self._generation, stage=stage, seconds=round(seconds, 3), detail=detail))
         with contextlib.suppress(OSError):
             pipe = os.open(self._pipe, os.O_WRONLY | os.O_NONBLOCK)

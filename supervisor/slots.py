@@ -190,7 +190,7 @@ class Slots:
                 stage = codec.from_json(line, Stage)
                 running = self.running.get(slot)
                 if running is not None and running.record.generation == stage.generation:
-                    running.stage = stage.stage
+                    running.stage = f"{stage.stage} {stage.detail}" if stage.stage == "download" else stage.stage
                 self._on_stage(slot, stage)
 
 

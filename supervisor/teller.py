@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
@@ -24,6 +25,8 @@ from supervisor.world import World
 log = logging.getLogger("troupe.supervisor")
 
 RETRY: Final = 0.5
+DOWNLOAD_SECONDS: Final = 5.0
+"""How often it is said how far a download is."""
 
 Own = Callable[[Coroutine[Any, Any, None]], None]
 WhenOpen = Callable[[ClusterRecord, Gate], None]
@@ -38,6 +41,7 @@ class Teller:
         self._own = own
         self._when_open = when_open
         self._opened: set[str] = set()
+        self._downloads: dict[str, float] = {}
         self.gates_changed = asyncio.Event()
 
     def publish(self, topic: Topic, of: str, what: str, **more: Any) -> None:
@@ -52,7 +56,11 @@ class Teller:
 
     def stage(self, slot: str, stage: Stage) -> None:
         """Tell of a stage of loading."""
-        log.debug("%s at %.1f s: %s %s", short(slot, stage.generation), stage.seconds, stage.stage, stage.detail)
+        of = short(slot, stage.generation)
+        log.debug("%s at %.1f s: %s %s", of, stage.seconds, stage.stage, stage.detail)
+        if stage.stage == "download" and stage.seconds - self._downloads.get(of, -math.inf) >= DOWNLOAD_SECONDS:
+            self._downloads[of] = stage.seconds
+            log.info("%s downloads %s", of, stage.detail)
         detail = {"stage": stage.stage, "seconds": stage.seconds, "text": stage.detail}
         self.publish("actor", slot, "stage", generation=stage.generation, detail=detail)
 

@@ -1,14 +1,20 @@
-"""Looks at a model's folder before minutes go into loading it: what is missing or torn is said in one sentence."""
+"""Finds a model's folder and looks at it before minutes go into loading it: what is wrong is said in one sentence."""
 
 import json
+from functools import partial
 from pathlib import Path
+from typing import Final
 
-from actors.engines.engine import ConfigurationError
+from actors import hub
+from actors.engines.engine import ConfigurationError, LoadError, Report
+
+WANTED: Final = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py")
 
 
-def check_model(path: str) -> None:
-    """Raise ConfigurationError if `path` is a folder that holds no usable model; a hub's id is let through.
+def find_model(path: str, report: Report) -> Path:
+    """Return the folder of a usable model, given it or a Hugging Face id; of an id, what is not here is downloaded.
 
+    Raises ConfigurationError for what starting again cannot mend, LoadError where the hub might answer later.
     Of safetensors files the header is read and the length compared (format: 8 bytes little-endian length of a JSON
     header, then the header, then the tensors at the offsets that it gives).
     """
@@ -18,12 +24,33 @@ def check_model(path: str) -> None:
             raise ConfigurationError(
                 f"there is no model folder {path}; give a folder, or a Hugging Face id (owner/name)"
             )
-        return
+        try:
+            folder = hub.fetch(path, WANTED, _has_weights, partial(report, "download"))
+        except hub.HubError as error:
+            raise (ConfigurationError if error.final else LoadError)(str(error)) from error
     if not folder.is_dir():
         raise ConfigurationError(f"{path} is no folder; give the folder that holds config.json and the weights")
     _check_json(folder / "config.json")
     for file in sorted(folder.glob("*.safetensors")):
         _check_safetensors(file)
+    return folder
+
+
+def _has_weights(folder: Path) -> bool:
+    """Say whether each file of weights that an index names is there, or any where there is no index."""
+    if not (folder / "config.json").is_file():
+        return False
+    indices = list(folder.glob("*.safetensors.index.json"))
+    if not indices:
+        return any(folder.glob("*.safetensors"))
+    try:
+        return all(
+            (folder / file).is_file()
+            for index in indices
+            for file in set(json.loads(index.read_bytes())["weight_map"].values())
+        )
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def _check_json(file: Path) -> None:

@@ -1,9 +1,12 @@
 """The files beside a model that say how it is spoken to: found, read and checked, with a sentence for what is wrong."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+
+from actors import hub
 
 WANTED: Final = (
     "tokenizer.json",
@@ -20,10 +23,10 @@ class FilesError(Exception):
     """The tokenizer or template cannot be read; the text names the file and says what is wrong with it."""
 
 
-def find_folder(where: str) -> Path:
+def find_folder(where: str, progress: Callable[[str], None]) -> Path:
     """Return the folder with `tokenizer.json`, for a folder, the file itself or a Hugging Face id.
 
-    Of an id that is not in the local cache only the small files are downloaded. Raises FilesError.
+    Of an id that is not in the local cache only the small files are downloaded. Raises FilesError, HubError.
     """
     path = Path(where)
     if path.is_file():
@@ -34,7 +37,7 @@ def find_folder(where: str) -> Path:
         return path
     if path.is_absolute() or where.startswith("."):
         raise FilesError(f"{where}: no such file or folder")
-    return _download(where)
+    return hub.fetch(where, WANTED, lambda folder: (folder / "tokenizer.json").is_file(), progress)
 
 
 def read_json(path: Path, *, needed: bool = False) -> dict[str, Any]:
@@ -52,15 +55,3 @@ def read_json(path: Path, *, needed: bool = False) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise FilesError(f"{path}: must hold a JSON object, not a {type(value).__name__}")
     return value
-
-
-def _download(repository: str) -> Path:
-    import huggingface_hub
-    import huggingface_hub.errors
-
-    try:
-        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=list(WANTED)))
-    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
-        raise FilesError(
-            f"{repository}: neither a folder here nor to be had from Hugging Face: {' '.join(str(error).split())[:300]}"
-        ) from None

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,11 +25,13 @@ class Tokenizer:
     `vocab_size` counts the ids that the model knows (its embedding's rows; 0 where no file says so), `context_length`
     is in tokens (0: not known), `eos` the ids that end an answer, `special` the named special tokens as templates
     get them, `sampling` the defaults of generation_config.json. `marks` are tokens that detokenising shows in any case.
-    Raises FilesError when the files are not usable.
+    Raises FilesError when the files are not usable, HubError when they cannot be downloaded.
     """
 
-    def __init__(self, where: str, marks: frozenset[str] = frozenset()) -> None:
-        self.folder: Path = find_folder(where)
+    def __init__(
+        self, where: str, marks: frozenset[str] = frozenset(), progress: Callable[[str], None] = log.info
+    ) -> None:
+        self.folder: Path = find_folder(where, progress)
         path = self.folder / "tokenizer.json"
         try:
             self._coder = Coder.from_file(str(path))

@@ -9,6 +9,7 @@ from supervisor.acts import (
     Adopted,
     Ask,
     Condemned,
+    Downloading,
     End,
     Exited,
     Forget,
@@ -147,6 +148,15 @@ def test_a_slot_that_does_not_become_ready_is_killed_and_waits_for_its_exit() ->
     assert played.at(100, Tick()) == []
     assert crash(played, 101, 1) == [Forget(D0, 1), Start(D0)]
     assert played.life().reason == "not ready within its load deadline of 10 s"
+
+
+def test_the_load_deadline_begins_anew_while_a_download_goes_on() -> None:
+    played = Played(spec())
+    played.at(0, UP, Started(D0, 1))
+    assert played.at(12, Downloading(D0, 1)) == []
+    played.at(13, Downloading(D0, 2))
+    assert played.at(26.9, Tick()) == []
+    assert played.at(27, Tick()) == [Kill(D0, 1)]
 
 
 def test_evidence_kills_once_and_the_next_life_starts_when_the_process_is_gone() -> None:
