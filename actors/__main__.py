@@ -96,3 +96,7 @@ if __name__ == "__main__":
     sys.stderr.flush()
     # An engine's libraries leave threads and exit handlers behind that can take a minute; all that matters is done.
     os._exit(status)
+    if role == "encoder":
+        from actors.encoder import Encoder
+
+        return Encoder

@@ -26,6 +26,7 @@ log = logging.getLogger("troupe.outbox")
 KEPT_FRAMES: Final = 8_192
 KEPT_BYTES: Final = 64 << 20
 FRAME_ITEMS: Final = 4_096
+ITEM_BYTES: Final = 64
 RESEND_SECONDS: Final = 1.0
 ABSENT_SECONDS: Final = 5.0
 KNOWN_LINKS: Final = 1_024
@@ -72,17 +73,26 @@ class Outbox:
     """All the frames of one GPU actor.
 
     `on_gone` is called with the processor's incarnation when, while the bus was well, it has not acknowledged for
-    `grace` seconds or has not been subscribed for five, or when more is unacknowledged than may be kept.
+    `grace` seconds or has not been subscribed for five, or when more is unacknowledged than may be kept. A frame holds
+    at most `frame_bytes` of what was added, or one item: for items so large that NATS would not take many of them.
     """
 
     def __init__(
-        self, bus: Bus, subjects: Subjects, sender: str, *, grace: float, on_gone: Callable[[str], None]
+        self,
+        bus: Bus,
+        subjects: Subjects,
+        sender: str,
+        *,
+        grace: float,
+        on_gone: Callable[[str], None],
+        frame_bytes: int | None = None,
     ) -> None:
         self._bus = bus
         self._subjects = subjects
         self._sender = sender
         self._grace = grace
         self._on_gone = on_gone
+        self._frame_bytes = frame_bytes
         self._links: dict[str, Link] = {}
         self._replies: dict[str, Link] = {}
         self._inbox = bus.inbox()
@@ -101,13 +111,20 @@ class Outbox:
         self._bus.on_back(self._on_back)
 
     def add(
-        self, processor: str, request: str, attempt: int, position: int, tokens: bytes, finish: Finish | None
+        self,
+        processor: str,
+        request: str,
+        attempt: int,
+        position: int,
+        tokens: bytes,
+        finish: Finish | None,
+        logprobs: bytes | None = None,
     ) -> None:
         """Append to the processor's next frame, which goes out at the end of this turn of the loop."""
         link = self._links.get(processor)
         if link is None:
             link = self._links[processor] = self._new_link(processor)
-        link.items.append(Item(request, attempt, position, tokens, finish))
+        link.items.append(Item(request, attempt, position, tokens, finish, logprobs))
         self._dirty.add(processor)
         self._empty.clear()
         self._wake.set()
@@ -137,7 +154,8 @@ class Outbox:
         if not link.kept:
             link.heard = time.monotonic()
         while link.items:
-            batch, link.items = link.items[:FRAME_ITEMS], link.items[FRAME_ITEMS:]
+            count = FRAME_ITEMS if self._frame_bytes is None else _fitting(link.items, self._frame_bytes)
+            batch, link.items = link.items[:count], link.items[count:]
             data = link.frame(self._sender, batch)
             if link.full:
                 self._lose(processor, link, "more is unacknowledged than can be kept")
@@ -215,3 +233,13 @@ class Outbox:
         self.frames_resent += len(again)
         self._again.extend((link, data) for data in again)
         self._wake.set()
+
+
+def _fitting(items: list[Item], most: int) -> int:
+    """Count the items, one at least, that together take no more than so many bytes."""
+    size = 0
+    for count, item in enumerate(items):
+        size += len(item.tokens) + ITEM_BYTES
+        if size > most and count:
+            return count
+    return len(items)

@@ -1,4 +1,4 @@
-"""The GPU actors: a prefill and a decode actor are one engine each, and do with it what processors ask.
+"""The GPU actors: a prefill, a decode and an encoder actor are one engine each, and do with it what processors ask.
 
 Work is decoded, checked, accepted and handed to a task of its own; the engine's deltas go into the outbox as they
 come. Each accepted attempt gets exactly one finish. The scheduler's death ends the actor at once.
@@ -11,8 +11,9 @@ import os
 import signal
 import time
 from abc import abstractmethod
+from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 import msgspec
 from nats.aio.msg import Msg
@@ -24,6 +25,7 @@ from actors.engines.choose import make_engine
 from actors.engines.engine import (
     ConfigurationError,
     Disaggregation,
+    Emit,
     EngineDiedError,
     EngineInfo,
     Generation,
@@ -36,7 +38,7 @@ from messages.bus import QUEUE, ServiceError, error_headers
 from messages.frames import Finish
 from messages.ids import Role, short
 from messages.lifecycle import Control, Exit, Heartbeat, Registration, State
-from messages.work import Accept, Decode, Job, Prefill, Work
+from messages.work import Accept, Decode, Encode, Job, Prefill, Work
 
 log = logging.getLogger("troupe.worker")
 
@@ -44,32 +46,37 @@ ACK_GRACE: Final = 15.0
 WARM_UP_SECONDS: Final = 600.0
 
 
+Doing = Callable[[Emit], Coroutine[Any, Any, None]]
+"""What the engine does for one attempt, given where it says what comes."""
+
+
 class Running:
     """One attempt that this actor has accepted."""
 
-    __slots__ = ("accept", "began", "finished", "job", "key", "sent", "task", "timer")
+    __slots__ = ("accept", "began", "finished", "job", "key", "ranked", "sent", "task", "timer")
 
-    def __init__(self, job: Job, accept: bytes) -> None:
+    def __init__(self, job: Job | Encode, accept: bytes) -> None:
         self.job = job
         self.key = key_of(job)
         self.accept = accept
         self.began = time.monotonic()
         self.sent = 0
         self.finished = False
+        self.ranked: bytes | None = None
         self.task: asyncio.Task[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
 
 
-def key_of(job: Job) -> str:
+def key_of(job: Job | Encode) -> str:
     """Name a piece of work: where two processors have taken on one request, for a moment, each has its own."""
     return f"{job.request}:{job.attempt}:{job.out}"
 
 
 class Worker(Actor):
-    """An engine that does what processors ask; `Prefiller` and `Decoder` say which side of the hand-over it is."""
+    """An engine that does what processors ask; `Prefiller`, `Decoder` and `Encoder` say what that is."""
 
-    kind: ClassVar[type[Job]]
-    """The message that this side of the hand-over takes."""
+    kind: ClassVar[type[Job | Encode]]
+    """The message that it takes."""
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
@@ -87,7 +94,7 @@ class Worker(Actor):
     def load(self) -> None:
         """Load the engine."""
         try:
-            self._info = self._engine.load(self.stages.report)
+            self._info = self._engine.load(self.report)
         except ConfigurationError as error:
             raise Ending(Exit.CONFIG, str(error)) from error
         except LoadError as error:
@@ -126,13 +133,13 @@ class Worker(Actor):
             events=self.cluster.publisher.events if info.kv_sources else "",
             kv_sources=info.kv_sources,
             metrics=info.metrics,
+            dimensions=info.dimensions,
+            grammars=info.grammars,
         )
 
     async def open(self) -> None:
         """Subscribe to work: from here on requests come."""
-        self._outbox = Outbox(
-            self.bus, self.subjects, self.incarnation, grace=ACK_GRACE, on_gone=self._forget_processor
-        )
+        self._outbox = self.make_outbox()
         await self._outbox.open()
         self.own(self._outbox.run)
         self.own(self._watch_engine)
@@ -147,10 +154,14 @@ class Worker(Actor):
         ):
             self._subscriptions.append(await self.bus.subscribe(subject, self._on_work, queue=queue))
 
+    def make_outbox(self) -> Outbox:
+        """Make what sends to the processors."""
+        return Outbox(self.bus, self.subjects, self.incarnation, grace=ACK_GRACE, on_gone=self.forget_processor)
+
     async def _on_work(self, msg: Msg) -> None:
         """Decode, check, accept, start a task, return: the subscription runs one callback at a time."""
         try:
-            job: Job = codec.msgpack_decoder(Work).decode(msg.data)
+            job: Job | Encode = codec.msgpack_decoder(Work).decode(msg.data)
             accept = self._accept(job)
         except msgspec.DecodeError as error:
             await self._respond(msg, b"", error_headers(400, f"not work: {error}"))
@@ -159,7 +170,7 @@ class Worker(Actor):
         else:
             await self._respond(msg, accept)
 
-    def _accept(self, job: Job) -> bytes:
+    def _accept(self, job: Job | Encode) -> bytes:
         """Take an attempt, or raise ServiceError saying why not. Asked again for the same one, say the same again."""
         if type(job) is not self.kind:
             raise ServiceError(400, f"{self.slot} does {self.role}, not {type(job).__name__.lower()}")
@@ -174,28 +185,40 @@ class Worker(Actor):
             raise ServiceError(429, f"{self.slot} is full: {self._capacity} requests")
         if job.ttl <= 0:
             raise ServiceError(408, "the deadline has passed")
-        asked = Generation(key=key, prompt=job.prompt, sampling=job.sampling, bootstrap=job.bootstrap)
-        if (why := misfit(asked, self._info) or self._engine.check(asked)) is not None:
-            raise ServiceError(400, why)
-        self._start(job, asked)
+        self._start(job, self.work(job, key))
         return self._running[key].accept
 
-    def _start(self, job: Job, asked: Generation) -> None:
+    def work(self, job: Job | Encode, key: str) -> Doing:
+        """Make of a job what the engine is to do. Raises ServiceError 400 for what does not fit it."""
+        assert isinstance(job, Job)
+        rank = partial(self._rank, key) if job.sampling.logprobs is not None else None
+        asked = Generation(key=key, prompt=job.prompt, sampling=job.sampling, bootstrap=job.bootstrap, rank=rank)
+        if (why := misfit(asked, self._info) or self._engine.check(asked)) is not None:
+            raise ServiceError(400, why)
+        return partial(self._engine.generate, asked)
+
+    def _start(self, job: Job | Encode, work: Doing) -> None:
         accept = codec.to_msgpack(Accept(request=job.request, attempt=job.attempt, by=self.incarnation))
         running = Running(job, accept)
         self._running[running.key] = running
         self._idle.clear()
         loop = asyncio.get_running_loop()
         running.timer = loop.call_later(job.ttl, self._engine.abort, running.key)
-        running.task = loop.create_task(self._engine.generate(asked, partial(self._emit, running)))
+        running.task = loop.create_task(work(partial(self.emit, running)))
         running.task.add_done_callback(partial(self._on_done, running))
 
-    def _emit(self, running: Running, tokens: bytes, finish: Finish | None) -> None:
+    def emit(self, running: Running, tokens: bytes, finish: Finish | None) -> None:
+        """Send what came for an attempt."""
         job = running.job
-        self._outbox.add(job.out, job.request, job.attempt, running.sent, tokens, finish)
+        self._outbox.add(job.out, job.request, job.attempt, running.sent, tokens, finish, running.ranked)
+        running.ranked = None
         running.sent += len(tokens) // 4
         if finish is not None:
             running.finished = True
+
+    def _rank(self, key: str, logprobs: bytes) -> None:
+        """Keep the log-probabilities of the tokens that come next."""
+        self._running[key].ranked = logprobs
 
     def _on_done(self, running: Running, task: asyncio.Task[None]) -> None:
         """See to it that each accepted attempt has had its finish, and that no failure stays unnoticed."""
@@ -209,7 +232,7 @@ class Worker(Actor):
             log.error("request %s failed in the engine", running.job.request, exc_info=error)
         if not running.finished:
             finish = Finish("abort" if task.cancelled() else "error", 500, str(error or "the engine gave no finish"))
-            self._emit(running, b"", finish)
+            self.emit(running, b"", finish)
         if not self._running:
             self._idle.set()
 
@@ -219,7 +242,7 @@ class Worker(Actor):
 
         self.own(fail)
 
-    def _forget_processor(self, processor: str) -> None:
+    def forget_processor(self, processor: str) -> None:
         """Stop what is being done for a processor that is gone."""
         for running in [running for running in self._running.values() if running.job.out == processor]:
             self._engine.abort(running.key)

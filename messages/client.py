@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import msgspec
 from nats.aio.msg import Msg
@@ -20,6 +20,7 @@ from nats.aio.msg import Msg
 from messages import codec
 from messages.bus import Bucket, Bus, BusError, NobodyThereError, ServiceError, SilentError
 from messages.config import Nats
+from messages.embed import Embed
 from messages.gate import Gate
 from messages.ids import alias_of, check_request_id, new_request_id, parse_incarnation
 from messages.lifecycle import Control
@@ -37,6 +38,9 @@ from messages.submit import (
     Message,
     Resume,
 )
+
+if TYPE_CHECKING:
+    from messages.embed_client import Embeddings
 
 ACCEPT_SECONDS: Final = 1.0
 SILENCE_SECONDS: Final = 1.0
@@ -103,6 +107,17 @@ class Client:
         """Continue token ids, answered in token ids alone. `fields` are those of `submit.Generate`."""
         return self._ask("generate", _made(Generate, model=model, token_ids=token_ids, **fields))
 
+    async def embed(
+        self, model: str, inputs: str | list[str] | list[int] | list[list[int]], **fields: Any
+    ) -> "Embeddings":
+        """Turn a text, or token ids, or several of them, into vectors. `fields` are those of `embed.Embed`."""
+        from messages.embed_client import EmbedRequest
+
+        body = _made(Embed, model=model, input=inputs, **fields)
+        with contextlib.suppress(ValueError):
+            body.id = check_request_id(body.id) if body.id else new_request_id()
+        return await EmbedRequest(self, body).whole()
+
     async def _on_answer(self, msg: Msg) -> None:
         queue = self._streams.get(last_token(msg.subject))
         if queue is not None:
@@ -134,7 +149,10 @@ Answers = AsyncIterator[Delta | Done]
 class _Request:
     """One request, over as many processors as it takes."""
 
-    def __init__(self, client: Client, kind: Kind, body: Asked) -> None:
+    answers: Any = Answer
+    """What may come back."""
+
+    def __init__(self, client: Client, kind: Kind, body: Asked | Embed) -> None:
         self._client = client
         self._kind = kind
         self._body = body
@@ -224,7 +242,7 @@ class _Request:
                 await self._after_silence(subject)
                 continue
             if msg.data:
-                answer: Answer = codec.msgpack_decoder(Answer).decode(msg.data)
+                answer: Answer = codec.msgpack_decoder(self.answers).decode(msg.data)
                 return answer
             await self._nobody_there(subject)
 

@@ -15,6 +15,12 @@ Seconds = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=0)]
 Port = Annotated[int, Meta(ge=0, lt=65_536)]
 
+Served = Literal["chat", "completions", "embeddings"]
+"""An endpoint kind, by the last part of its path in OpenAI's API (chat/completions, completions, embeddings)."""
+
+Spawn = Literal["auto", "prefork", "plain", "external"]
+"""Who starts a slot, and how: the supervisor by forking a warm parent or plainly, or another manager."""
+
 PUBLISHER_LOAD: Final = 60.0
 PUBLISHER_DRAIN: Final = 10.0
 
@@ -82,7 +88,8 @@ class Simulated(Written, kw_only=True):
     """How the simulated engine behaves: times in seconds, 0 for as fast as it can.
 
     `ttft` is the time to the first token for a prompt (plus `prefill_per_token` a token), `itl` between two tokens.
-    `vocab_size` is read from the tokenizer unless set. `load` is how long loading takes.
+    `vocab_size` is read from the tokenizer unless set. `load` is how long loading takes. `dimensions` is the length of
+    an encoder's vectors.
     """
 
     ttft: Annotated[float, Meta(ge=0)] = 0.02
@@ -99,6 +106,7 @@ class Part(Written, kw_only=True):
     """One role in a model's cast: how many slots, what each takes, and how it is started.
 
     `args` are SGLang's own arguments (any name of its ServerArgs) for this role; `gpus` are the indices a slot owns,
+    dimensions: Annotated[int, Meta(ge=1)] = 64
     one list for each slot. `min_ready` is how many must be ready for the gate to stay open. `advertise` is the address
     at which other hosts reach this one (decode reaches prefill's bootstrap server there).
     """
@@ -133,6 +141,17 @@ class Publisher(Written, kw_only=True):
     engines of the cluster, not only this host's: for containers, each of which is a host of its own.
     """
 
+class Embedding(Written, kw_only=True):
+    """What an embedding model's vectors bear.
+
+    `dimensions` says whether the first numbers of a vector alone still mean something (a model that was trained so, "à
+    la matryoshka"): `any` of them, only `whole` vectors, or a list of the lengths that do. `auto` goes by the model's
+    config.json (`is_matryoshka`, `matryoshka_dimensions`, as SGLang does), which for many models says nothing: whole.
+    """
+
+    dimensions: Literal["auto", "any", "whole"] | list[Annotated[int, Meta(ge=1)]] = "auto"
+
+
     enabled: bool = True
     name: str | None = None
     http: Metrics = field(default_factory=Metrics)
@@ -147,7 +166,10 @@ class Publisher(Written, kw_only=True):
 
 
 class Limits(Written, kw_only=True):
-    """Bounds of a processor: requests held at a closed gate, requests in flight, bytes and seconds of one."""
+    """Bounds of a processor: requests held at a closed gate, requests in flight, bytes and seconds of one.
+
+    `inputs` is how many texts one request for embeddings may have (OpenAI's API takes 2,048).
+    """
 
     queued: Count = 1_000
     in_flight: Annotated[int, Meta(ge=1)] = 4_096
@@ -160,9 +182,13 @@ class Model(Written, kw_only=True):
     """One served model: its files, its engine and its cast.
 
     `path` is a folder (from the configuration's folder, if relative) or a Hugging Face id. `tokenizer` is the folder or
-    file with `tokenizer.json` where that is not in `path`. `alias` stands for the name in subjects and slots.
+    file with `tokenizer.json` where that is not in `path`. `alias` stands for the name in subjects and slots. A cast of
+    processor and encoder makes an embedding model, one with decode a model that generates. `serves` lists the endpoint
+    kinds that clients may use; left out, chat and completions, or embeddings. Token ids (kind `generate`, on NATS
+    alone) are always taken by a model that generates.
     """
 
+    inputs: Annotated[int, Meta(ge=1)] = 2_048
     name: Annotated[str, Meta(min_length=1, max_length=256)]
     path: str | None = None
     alias: str | None = None
@@ -185,6 +211,8 @@ class Model(Written, kw_only=True):
     def slug(self) -> str:
         """The alias as subjects and slots carry it."""
         return self.alias if self.alias is not None else alias_of(self.name)
+    serves: list[Served] | None = None
+    embedding: Embedding = field(default_factory=Embedding)
 
 
 class Cluster(Written, kw_only=True):
@@ -196,6 +224,23 @@ class Cluster(Written, kw_only=True):
     restart: Restart = field(default_factory=Restart)
     drills: Literal["allowed", "refused"] = "refused"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    def spawn_of(self, role: Role) -> Spawn:
+        """Who starts the slots of a role: as its part says, or else as the model says."""
+        part = self.cast[role].spawn
+        return self.spawn if part == "auto" else part
+
+    @property
+    def embeds(self) -> bool:
+        """Whether this is an embedding model."""
+        return "encoder" in self.cast
+
+    @property
+    def served(self) -> list[Served]:
+        """The endpoint kinds that clients may use."""
+        if self.serves is not None:
+            return self.serves
+        return ["embeddings"] if self.embeds else ["chat", "completions"]
+
     publisher: Publisher = field(default_factory=Publisher)
     models: Annotated[list[Model], Meta(min_length=1)]
 
@@ -251,12 +296,17 @@ def check(cluster: Cluster) -> None:
 def _check_model(model: Model, where: str) -> None:
     if not model.cast.get("processor"):
         raise ConfigError(f"{where}.cast: there is no processor; every model needs at least one")
-    if "decode" not in model.cast:
-        raise ConfigError(
-            f"{where}.cast: there is no decode; every model needs it (without prefill it runs aggregated)"
-        )
     if "encoder" in model.cast:
-        raise ConfigError(f"{where}.cast.encoder: this role cannot be cast yet; processor, prefill and decode can")
+        _check_encoder(model, where)
+    elif "decode" not in model.cast:
+        raise ConfigError(
+            f"{where}.cast: there is neither decode nor encoder; a model that generates needs decode (without prefill "
+            "it runs aggregated), an embedding model needs encoder"
+        )
+    elif "embeddings" in model.served:
+        raise ConfigError(f"{where}.serves: embeddings are made by an encoder, which this cast has not")
+    elif model.embedding != Embedding():
+        raise ConfigError(f"{where}.embedding: only a model with an encoder in its cast makes embeddings")
     if "publisher" in model.cast:
         raise ConfigError(f"{where}.cast.publisher: it belongs to no model; `publisher` beside `models` configures it")
     if model.engine == "sglang" and model.path is None:
@@ -321,6 +371,20 @@ def _checked_token(text: str, where: str) -> None:
 
 
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<name>[^`]*)`(?: - at `\$\.?(?P<path>[^`]*)`)?")
+def _check_encoder(model: Model, where: str) -> None:
+    """Check an embedding model: everything of it that is for generating would be without effect."""
+    if others := [role for role in ("prefill", "decode") if role in model.cast]:
+        raise ConfigError(
+            f"{where}.cast.encoder: an embedding model is a processor and an encoder; take out {' and '.join(others)}, "
+            "or serve the embeddings as a model of their own"
+        )
+    if wrong := [kind for kind in model.served if kind != "embeddings"]:
+        raise ConfigError(f"{where}.serves: {' and '.join(wrong)} cannot be served by an encoder, only embeddings can")
+    for name in ("chat_template", "reasoning_parser", "tool_call_parser"):
+        if getattr(model, name) is not None:
+            raise ConfigError(f"{where}.{name}: an embedding model answers with vectors and needs none; take it out")
+
+
 _WRONG = re.compile(r"(?P<what>.*?)(?: - at `(?:key in )?\$\.?(?P<path>[^`]*)`)?", re.DOTALL)
 
 

@@ -8,7 +8,7 @@ VERSION: Final = "v1"
 
 Kind = Literal["chat", "completion", "generate", "embed"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
-Verb = Literal["drain", "abort", "ping", "pause", "resume", "flush", "profile", "fault"]
+Verb = Literal["drain", "exit", "abort", "ping", "pause", "resume", "flush", "profile", "fault"]
 VERBS: Final[tuple[Verb, ...]] = get_args(Verb)
 Topic = Literal["actor", "gate", "restart", "drill"]
 TOPICS: Final[tuple[Topic, ...]] = get_args(Topic)
@@ -164,7 +164,7 @@ TABLE: Final[tuple[Line, ...]] = (
         f"a client's request ({', '.join(KINDS)}); answers come to its reply inbox",
         "clients",
         "processors of the model, queue group `q`",
-        "submit.Chat, Completion, Generate → submit.Answer",
+        "submit.Chat, Completion, Generate → submit.Answer; embed.Embed → embed.Answer",
     ),
     Line("cancel.<request id>", "the client wants no more", "clients", "the owning processor", "none"),
     Line(
@@ -251,7 +251,13 @@ BUCKETS: Final[tuple[Line, ...]] = (
     Line(
         "<prefix>_registry", "`<role>.<slot>`: who is registered", "actors", "all, by watch", "lifecycle.Registration"
     ),
-    Line("<prefix>_registry", "`gen.<slot>`: newest generation", "supervisors", "actors", "a decimal number"),
+    Line(
+        "<prefix>_registry",
+        "`gen.<slot>`: newest generation",
+        "supervisors, external actors",
+        "actors",
+        "a decimal number",
+    ),
     Line("<prefix>_gate", "`<alias>`: the model's gate", "the leading supervisor", "all, by watch", "gate.Gate"),
 )
 

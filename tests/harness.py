@@ -21,7 +21,7 @@ from messages.ids import parse_slot
 from messages.lifecycle import ExitNote, Registration, State
 from messages.prefork import Exited, FromParent, Heard, Ready, Spawn, Spawned, ToParent
 from messages.subjects import Subjects
-from messages.work import Accept, Job
+from messages.work import Accept, Encode, Job
 
 ROOT = Path(__file__).resolve().parent.parent
 READY_SECONDS = 10.0
@@ -229,7 +229,7 @@ class Desk:
         """Ask for everything after a number again."""
         await self.say(sender, Hello(self.name, after))
 
-    async def ask(self, slot: str, job: Job) -> Accept:
+    async def ask(self, slot: str, job: Job | Encode) -> Accept:
         """Send work to one slot; raises ServiceError as the bus does."""
         address = parse_slot(slot)
         subject = self.subjects.work(address.alias, address.role, slot)

@@ -1,4 +1,4 @@
-"""The contract of an engine: token ids in, token ids out, and nothing else about how they are made.
+"""The contract of an engine: token ids in, token ids (or vectors) out, and nothing else about how they are made.
 
 An engine is loaded in its process's main thread with no event loop running (SGLang wants it so), then used from the
 actor's loop. Everything above it, the base class, the router, the supervisor, cannot tell which engine it is.
@@ -20,7 +20,14 @@ Report = Callable[[StageName, str], None]
 """Called while loading, at the begin of each stage, with a word on it."""
 
 Emit = Callable[[bytes, Finish | None], None]
-"""Called with packed token ids as they come, and with the finish exactly once, last; never after it."""
+"""Called with packed token ids as they come, and with the finish exactly once, last; never after it.
+
+An embedding engine gives packed floats (`embed.pack_floats`) instead: whole vectors, in the order of the inputs.
+"""
+
+
+Rank = Callable[[bytes], None]
+"""Called with the log-probabilities (`codec.pack_logprobs`) of the tokens that the next `Emit` brings."""
 
 
 class LoadError(Exception):
@@ -38,7 +45,8 @@ class EngineDiedError(Exception):
 class EngineInfo(Struct, kw_only=True):
     """What is known of an engine once it is loaded; the registration carries it on. Blocks are KV blocks.
 
-    `metrics` is the folder with the engine's Prometheus files, empty for none.
+    `metrics` is the folder with the engine's Prometheus files, empty for none. `dimensions` is how long an embedding
+    engine's vectors are, 0 for an engine that generates. `grammars` says whether it can hold an answer to one.
     """
 
     name: str
@@ -52,6 +60,8 @@ class EngineInfo(Struct, kw_only=True):
     bootstrap_port: int | None = None
     kv_sources: list[KvSource] = []
     metrics: str = ""
+    dimensions: int = 0
+    grammars: bool = False
 
 
 class Figures(Struct, kw_only=True):
@@ -64,16 +74,31 @@ class Figures(Struct, kw_only=True):
 
 
 class Generation(Struct, kw_only=True):
-    """One stream asked of an engine; `prompt` is packed token ids, `key` unique among those under way."""
+    """One stream asked of an engine; `prompt` is packed token ids, `key` unique among those under way.
+
+    `rank` gets log-probabilities, where the sampling asks for them.
+    """
 
     key: str
     prompt: bytes
     sampling: Sampling
     bootstrap: Bootstrap | None = None
+    rank: Rank | None = None
+
+
+class Encoding(Struct, kw_only=True):
+    """Vectors asked of an embedding engine: for each input's packed token ids one, of its first `dimensions` numbers.
+
+    0 dimensions are all of them; what is cut is brought to length 1 again. `key` is unique among those under way.
+    """
+
+    key: str
+    inputs: list[bytes]
+    dimensions: int = 0
 
 
 class Engine(ABC):
-    """One engine in one process."""
+    """One engine in one process: one that generates or, where its slot's role is encoder, one that embeds."""
 
     @abstractmethod
     def load(self, report: Report) -> EngineInfo:
@@ -93,6 +118,10 @@ class Engine(ABC):
         A failure is a finish with the reason "error" and a code, never an exception; cancelling the task aborts.
         A decode engine that dies midway raises EngineDiedError.
         """
+
+    @abstractmethod
+    async def encode(self, asked: Encoding, emit: Emit) -> None:
+        """Turn inputs into vectors, emitting as they come; the rest is as with `generate`, the good end "encoded"."""
 
     @abstractmethod
     def abort(self, key: str) -> None:
@@ -131,11 +160,31 @@ def misfit(asked: Generation, info: EngineInfo) -> str | None:
     """Say why a stream does not fit an engine, or None: a single id outside the vocabulary would kill all of SGLang."""
     if len(asked.prompt) % 4:
         return f"{len(asked.prompt)} bytes of prompt are no whole number of packed token ids"
-    tokens = memoryview(asked.prompt).cast("I")
+    if (sampling := asked.sampling).logit_bias and (worst := max(sampling.logit_bias)) >= info.vocab_size:
+        return f"logit_bias: token id {worst} is outside the vocabulary of {info.vocab_size}"
+    if sampling.grammar is not None and not info.grammars:
+        return f"{sampling.grammar}: this engine has no grammars"
+    return _misfit(memoryview(asked.prompt).cast("I"), info, "the prompt", "prompt tokens leave no room in")
+
+
+def misfit_inputs(asked: Encoding, info: EngineInfo) -> str | None:
+    """Say why inputs do not fit an embedding engine, or None."""
+    if not asked.inputs:
+        return "there are no inputs"
+    if asked.dimensions > info.dimensions:
+        return f"{asked.dimensions} dimensions are more than the {info.dimensions} that there are"
+    for at, tokens in enumerate(asked.inputs):
+        where = f"input {at}"
+        if (why := _misfit(memoryview(tokens).cast("I"), info, where, f"tokens of {where} do not fit in")) is not None:
+            return why
+    return None
+
+
+def _misfit(tokens: "memoryview[int]", info: EngineInfo, what: str, too_many: str) -> str | None:
     if not tokens:
-        return "the prompt is empty"
+        return f"{what} is empty"
     if (worst := max(tokens)) >= info.vocab_size:
         return f"token id {worst} is outside the vocabulary of {info.vocab_size}"
     if len(tokens) >= info.context_length:
-        return f"{len(tokens)} prompt tokens leave no room in a context of {info.context_length}"
+        return f"{len(tokens)} {too_many} a context of {info.context_length}"
     return None

@@ -25,6 +25,7 @@ MODULES: Final = (
     "sglang.srt.models.registry",
     "actors.engines.sglang",
     "actors.worker",
+    "actors.encoder",
 )
 LATE: Final = (
     "sglang.srt.disaggregation.nixl.conn",

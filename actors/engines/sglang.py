@@ -7,16 +7,20 @@ import asyncio
 import atexit
 import inspect
 import logging
+import math
 import os
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final, NoReturn
+
+import msgspec
 
 from actors.actor import Setup
 from actors.engines.engine import (
     ConfigurationError,
     Disaggregation,
     Emit,
+    Encoding,
     Engine,
     EngineDiedError,
     EngineInfo,
@@ -25,12 +29,13 @@ from actors.engines.engine import (
     LoadError,
     Report,
 )
-from actors.engines.model_files import check_model
+from actors.engines.model_files import find_model
 from actors.engines.places import Places, prepare
 from actors.engines.sglang_arguments import arguments
 from actors.engines.sglang_telemetry import Loads, sources_of, use_metrics_folder
 from messages import procfs
-from messages.codec import pack_tokens, token_count, unpack_tokens
+from messages.codec import Ranked, pack_logprobs, pack_tokens, token_count, unpack_tokens
+from messages.embed import FLOAT_BYTES, pack_floats
 from messages.frames import Finish
 from messages.lifecycle import Child, RankLoad
 from messages.work import Bootstrap, Sampling
@@ -49,6 +54,7 @@ class SglangEngine(Engine):
     def __init__(self, setup: Setup, side: Disaggregation) -> None:
         self._setup = setup
         self._side = side
+        self._embeds = setup.slot.role == "encoder"
         self._device = device_of(setup.model.device)
         self._engine: Any = None
         self._manager: Any = None
@@ -65,7 +71,7 @@ class SglangEngine(Engine):
         """Import SGLang, check the arguments, start the engine."""
         model, part = self._setup.model, self._setup.part
         assert model.path is not None
-        check_model(model.path)
+        model = msgspec.structs.replace(model, path=str(find_model(model.path, report)))
         report("import", "")
         sglang, server_args = _import(self._device)
         version = str(sglang.__version__)
@@ -74,10 +80,10 @@ class SglangEngine(Engine):
         known = inspect.signature(server_args).parameters
         asked = model.args | part.args
         places = self._places = prepare(self._setup, int(asked.get("dp_size") or 1))
-        merged = arguments(model, part, self._side, self._device, known, _child_failed, places)
+        merged = arguments(model, part, self._side, self._device, known, _child_failed, places, embeds=self._embeds)
         if places is not None and merged.get("enable_metrics"):
             use_metrics_folder(places.metrics)
-        report("weights", model.path)
+        report("weights", str(model.path))
         try:
             self._engine = sglang.Engine(**merged)
         except LoadError:
@@ -116,11 +122,16 @@ class SglangEngine(Engine):
             bootstrap_port=merged["disaggregation_bootstrap_port"] if self._side == "prefill" else None,
             kv_sources=sources_of(merged, places, self._setup.part.advertise, dp_ranks),
             metrics=places.metrics if places is not None and merged.get("enable_metrics") else "",
+            dimensions=int(config.hidden_size) if self._embeds else 0,
+            grammars=not merged["skip_tokenizer_init"] and merged.get("grammar_backend") != "none",
         )
 
     async def warm_up(self) -> None:
-        """Generate on every DP rank; a disaggregated engine against SGLang's fake bootstrap host."""
+        """Generate on every DP rank, a disaggregated engine against SGLang's fake bootstrap host; or embed."""
         self._died = asyncio.Event()
+        if self._embeds:
+            await self._warm_up_embedding()
+            return
         for rank in range(self._info.dp_ranks):
             finishes: list[Finish] = []
 
@@ -137,6 +148,69 @@ class SglangEngine(Engine):
             if finishes[0].reason not in ("length", "prefilled"):
                 raise LoadError(f"no token came while warming up DP rank {rank}: {finishes[0].message}")
         self._watch_pids()
+
+    async def _warm_up_embedding(self) -> None:
+        """Embed on every DP rank, since requests go to them in turn; the first vector shows how long vectors are."""
+        got: list[bytes] = []
+        finishes: list[Finish] = []
+
+        def see(vectors: bytes, finish: Finish | None) -> None:
+            got.append(vectors)
+            if finish is not None:
+                finishes.append(finish)
+
+        inputs = [pack_tokens(range(10, 14))] * self._info.dp_ranks
+        await self.encode(Encoding(key="warm-up", inputs=inputs), see)
+        if finishes[0].reason != "encoded":
+            raise LoadError(f"no vector came while warming up: {finishes[0].message}")
+        self._info.dimensions = len(got[0]) // FLOAT_BYTES
+        self._watch_pids()
+
+    async def encode(self, asked: Encoding, emit: Emit) -> None:
+        """Turn inputs into vectors; SGLang puts them in batches as it does with everybody's."""
+        length = sum(token_count(tokens) for tokens in asked.inputs)
+        live = self._live[asked.key] = _Live(length, asyncio.current_task())
+        parts = [
+            asyncio.create_task(self._encode(tokens, f"{asked.key}:{at}")) for at, tokens in enumerate(asked.inputs)
+        ]
+        try:
+            for part in parts:
+                emit(pack_floats(cut(await part, asked.dimensions)), None)
+            live.finish(emit, Finish("encoded", prompt_tokens=length))
+        except asyncio.CancelledError:
+            live.finish(emit, Finish("abort", 499, "aborted"))
+        except (ValueError, TypeError) as error:
+            live.finish(emit, Finish("error", 400, f"SGLang refuses: {error}"))
+        except Exception as error:
+            log.exception("request %s failed in SGLang", asked.key)
+            live.finish(emit, Finish("error", 500, f"{type(error).__name__}: {error}"))
+        finally:
+            self._stop_parts(asked.key, parts)
+            del self._live[asked.key]
+
+    async def _encode(self, tokens: bytes, rid: str) -> list[float]:
+        """Turn one input into its vector. `Engine.async_encode` takes no token ids, what it calls does."""
+        from sglang.srt.managers.io_struct import EmbeddingReqInput
+
+        asked = EmbeddingReqInput(input_ids=unpack_tokens(tokens), rid=rid)
+        answer = await anext(self._manager.generate_request(asked, None))
+        self._count_step()
+        vector: list[float] = answer["embedding"]
+        return vector
+
+    def _stop_parts(self, key: str, parts: "list[asyncio.Task[list[float]]]") -> None:
+        """Stop what of an encoding is still under way, in the scheduler too; nobody wants to hear of it."""
+        for at, part in enumerate(parts):
+            if not part.done():
+                self._manager.abort_request(rid=f"{key}:{at}")
+                part.cancel()
+            elif not part.cancelled():
+                part.exception()
+
+    def _count_step(self) -> None:
+        if self._manager.last_receive_tstamp != self._last_output:
+            self._last_output = self._manager.last_receive_tstamp
+            self._steps += 1
 
     async def generate(self, asked: Generation, emit: Emit) -> None:
         """Run one stream to its end."""
@@ -162,6 +236,9 @@ class SglangEngine(Engine):
             "stream": True,
             "rid": asked.key,
         }
+        if (ranks := asked.sampling.logprobs) is not None:
+            # Without a start SGLang gives those of the prompt, too, for which it computes the whole of it again.
+            fields |= {"return_logprob": True, "top_logprobs_num": ranks, "logprob_start_len": -1}
         if asked.bootstrap is not None:
             meeting = asked.bootstrap
             fields |= {
@@ -170,14 +247,14 @@ class SglangEngine(Engine):
                 "bootstrap_room": meeting.room,
             }
         async for chunk in await self._engine.async_generate(**fields):
-            if self._manager.last_receive_tstamp != self._last_output:
-                self._last_output = self._manager.last_receive_tstamp
-                self._steps += 1
+            self._count_step()
             tokens, meta = chunk["output_ids"], chunk["meta_info"]
             live.made += len(tokens)
             finish = self._finish(meta, aborted=live.timer is not None)
             if self._side == "prefill":
                 tokens = []
+            if asked.rank is not None and tokens:
+                asked.rank(pack_logprobs(ranked(meta, len(tokens))))
             if finish is not None:
                 live.finish(emit, finish, pack_tokens(tokens))
             elif tokens:
@@ -195,9 +272,14 @@ class SglangEngine(Engine):
             "frequency_penalty": sampling.frequency_penalty,
             "presence_penalty": sampling.presence_penalty,
             "repetition_penalty": sampling.repetition_penalty,
-            "min_new_tokens": 0 if self._side == "prefill" else sampling.min_tokens,
+            "min_new_tokens": min(sampling.min_tokens, 1) if self._side == "prefill" else sampling.min_tokens,
             "stop_token_ids": sampling.stop_token_ids or None,
             "ignore_eos": sampling.ignore_eos,
+            "sampling_seed": sampling.seed,
+            "logit_bias": {str(at): bias for at, bias in sampling.logit_bias.items()} or None,
+            "json_schema": sampling.json_schema,
+            "regex": sampling.regex,
+            "ebnf": sampling.ebnf,
         }
 
     def _finish(self, meta: dict[str, Any], *, aborted: bool) -> Finish | None:
@@ -327,6 +409,25 @@ class _NoSignals:
     def running_phase_sigquit_handler(self, signum: int | None = None, frame: object = None) -> None:
         """Note that a child of SGLang has failed; `watch` sees it go."""
         log.error("a process of SGLang says that it failed")
+
+
+def cut(vector: list[float], dimensions: int) -> list[float]:
+    """Keep the first numbers of a vector, brought to length 1 again; 0 keeps it as it is."""
+    if not dimensions or dimensions == len(vector):
+        return vector
+    kept = vector[:dimensions]
+    length = math.sqrt(math.fsum(value * value for value in kept))
+    return [value / length for value in kept] if length else kept
+
+
+def ranked(meta: dict[str, Any], count: int) -> list[Ranked]:
+    """Read the log-probabilities of the newest tokens out of what SGLang says of them."""
+    chosen = meta["output_token_logprobs"][-count:]
+    likeliest = (meta.get("output_top_logprobs") or [None] * count)[-count:]
+    return [
+        (first[0], [(other[1], other[0]) for other in others or []])
+        for first, others in zip(chosen, likeliest, strict=True)
+    ]
 
 
 def device_of(asked: str) -> str:

@@ -20,7 +20,8 @@ CPU: Final[dict[str, Any]] = {
     "disable_overlap_schedule": True,
     "disable_cuda_graph": True,
     "sampling_backend": "pytorch",
-    "grammar_backend": "none",
+    "grammar_backend": "xgrammar",
+    "constrained_json_disable_any_whitespace": True,
     "dtype": "float32",
     "page_size": 16,
     "max_total_tokens": 32_768,
@@ -29,18 +30,26 @@ CPU: Final[dict[str, Any]] = {
     "mem_fraction_static": 0.1,
     "sleep_on_idle": True,
 }
-"""What runs without CUDA, and quietly: without `sleep_on_idle` an idle scheduler burns a core."""
+"""What runs without CUDA, and quietly: without `sleep_on_idle` an idle scheduler burns a core. A model that may put
+white space anywhere in its JSON may never come to the end of it."""
 
 CUDA: Final[dict[str, Any]] = {
     "attention_backend": "triton",
     "sampling_backend": "pytorch",
     "page_size": 16,
     "disable_prefill_cuda_graph": True,
+    "constrained_json_disable_any_whitespace": True,
 }
 """What works without minutes of compiling: "flashinfer" compiles for over two at its first request, and capturing
 the prefill graphs adds about 67 s to a start."""
 
-OURS: Final = ("disaggregation_mode", "incremental_streaming_output", "custom_sigquit_handler", "skip_tokenizer_init")
+OURS: Final = (
+    "disaggregation_mode",
+    "incremental_streaming_output",
+    "custom_sigquit_handler",
+    "skip_tokenizer_init",
+    "is_embedding",
+)
 """What the cast and the actor decide; refused in `args`."""
 
 
@@ -52,10 +61,13 @@ def arguments(
     known: Iterable[str],
     on_child_failure: Callable[..., None],
     places: Places | None = None,
+    *,
+    embeds: bool = False,
 ) -> dict[str, Any]:
     """Merge the arguments for one engine.
 
-    `known` are the names of this version's ServerArgs, `places` where its telemetry goes (None: it is to tell nothing).
+    `known` are the names of this version's ServerArgs, `places` where its telemetry goes (None: it is to tell nothing),
+    `embeds` says that it is to make vectors.
     Raises ConfigurationError for an unknown name or one of ours.
     """
     names = set(known)
@@ -74,6 +86,7 @@ def arguments(
         "incremental_streaming_output": True,
         "custom_sigquit_handler": on_child_failure,
         "skip_tokenizer_init": not model.engine_tokenizer,
+        "is_embedding": embeds,
     }
     if model.context_length is not None:
         merged["context_length"] = model.context_length

@@ -4,13 +4,16 @@ The next token is a function of the whole sequence so far, so a stream that is c
 tokens so far goes on exactly as it would have. Time to first token, time between tokens, KV blocks and the prefix
 cache are simulated; one step serves every running stream, as in a real engine. Prefill and decode meet over TCP
 (`rendezvous`), so that the death of one is felt by the other. The prefix cache's changes are told
-as SGLang tells them (`kv_publisher`).
+as SGLang tells them (`kv_publisher`). As an encoder it turns token ids into deterministic unit vectors, at the pace of
+the time to first token.
 """
 
 import asyncio
 import hashlib
 import json
+import math
 import os
+import random
 import signal
 import time
 import zlib
@@ -24,6 +27,7 @@ from actors.engines.engine import (
     ConfigurationError,
     Disaggregation,
     Emit,
+    Encoding,
     Engine,
     EngineDiedError,
     EngineInfo,
@@ -36,31 +40,41 @@ from actors.engines.kv_publisher import KvPublisher
 from actors.engines.places import Places, prepare
 from actors.engines.rendezvous import BrokenRendezvousError, DecodeSide, PrefillSide
 from actors.kv_wire import GPU, BlockRemoved, BlockStored
-from messages.codec import token_count, unpack_tokens
+from messages.codec import pack_logprobs, token_count, unpack_tokens
+from messages.embed import pack_floats
 from messages.frames import Finish
 from messages.lifecycle import Child, RankLoad
 
 VERSION: Final = "1"
 CONTEXT: Final = 32_768
 MAX_RUNNING: Final = 1 << 16
+HIGHEST_BIAS: Final = 100.0
 FAULTS: Final = ("hang", "spin", "crash", "slow")
 
 
 class Stream:
-    """One running stream: `crc` is the state from which its next token follows."""
+    """One running stream: `crc` is the state from which its next token follows; a seed is where it begins.
+
+    `forced` are the tokens with the highest possible bias, of which alone it chooses, `banned` those with the lowest.
+    """
 
     __slots__ = (
         "aborted",
+        "banned",
         "blocks",
         "cached",
         "crc",
         "done",
         "emit",
+        "forced",
         "key",
+        "least",
         "length",
         "limit",
         "made",
         "prompt",
+        "rank",
+        "ranks",
         "stops",
     )
 
@@ -70,7 +84,14 @@ class Stream:
         self.emit = emit
         self.done = done
         self.stops = stops
-        self.crc = zlib.crc32(asked.prompt)
+        sampling = asked.sampling
+        seed = 0 if sampling.seed is None else zlib.crc32(str(sampling.seed).encode())
+        self.crc = zlib.crc32(asked.prompt, seed)
+        self.forced = [at for at, bias in sampling.logit_bias.items() if bias >= HIGHEST_BIAS]
+        self.banned = {at for at, bias in sampling.logit_bias.items() if bias <= -HIGHEST_BIAS}
+        self.least = sampling.min_tokens
+        self.ranks = sampling.logprobs or 0
+        self.rank = asked.rank
         self.length = token_count(asked.prompt)
         self.limit = asked.sampling.max_tokens
         self.made = 0
@@ -99,6 +120,7 @@ class SimulatedEngine(Engine):
         self._vocab_size = 0
         self._eos = -1
         self._running: dict[str, Stream] = {}
+        self._encoding: dict[str, asyncio.Task[Any]] = {}
         self._waiting: deque[Stream] = deque()
         self._wake = asyncio.Event()
         self._stepper: asyncio.Task[None] | None = None
@@ -134,6 +156,7 @@ class SimulatedEngine(Engine):
             max_running=MAX_RUNNING,
             bootstrap_port=port,
             kv_sources=self._places.sources(1) if self._places is not None else [],
+            dimensions=self._pace.dimensions if self._setup.slot.role == "encoder" else 0,
         )
 
     def _read_vocabulary(self) -> None:
@@ -180,6 +203,22 @@ class SimulatedEngine(Engine):
             self._pool.release(stream)
             stream.aborted = True
 
+    async def encode(self, asked: Encoding, emit: Emit) -> None:
+        """Turn inputs into vectors, in one step."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._encoding[asked.key] = task
+        length = sum(token_count(tokens) for tokens in asked.inputs)
+        try:
+            await self._wait((self._pace.ttft + self._pace.prefill_per_token * length) * self._factor())
+            for tokens in asked.inputs:
+                emit(pack_floats(unit_vector(tokens, self._pace.dimensions, asked.dimensions)), None)
+            emit(b"", Finish("encoded", prompt_tokens=length))
+        except asyncio.CancelledError:
+            emit(b"", Finish("abort", 499, "aborted"))
+        finally:
+            del self._encoding[asked.key]
+
     async def _run_stream(self, stream: Stream, asked: Generation) -> None:
         meeting = asked.bootstrap
         if self._side == "prefill" and self._prefill_side is not None and meeting is not None:
@@ -220,8 +259,11 @@ class SimulatedEngine(Engine):
         return asyncio.ensure_future(self._wait(seconds))
 
     async def _wait(self, seconds: float) -> None:
-        await asyncio.sleep(max(seconds, self._hang_until - time.monotonic()))
-        self._steps += 1
+        await asyncio.sleep(seconds)
+        if (hang := self._hang_until - time.monotonic()) > 0:
+            await self._wait(hang)
+        else:
+            self._steps += 1
 
     async def _run(self) -> None:
         """The engine's loop: each step gives every running stream one token."""
@@ -246,12 +288,17 @@ class SimulatedEngine(Engine):
             return
         eos_every = self._pace.eos_every
         stream.made += 1
-        if eos_every and stream.stops and (stream.length + stream.made) % eos_every == 0:
+        may_stop = stream.made > stream.least
+        if eos_every and may_stop and stream.stops and (stream.length + stream.made) % eos_every == 0:
             matched = min(stream.stops)
+            self._rank(stream, matched)
             stream.finish(matched.to_bytes(4, "little"), "stop", matched=matched)
             return
         at = stream.crc % len(self._tokens)
+        if stream.forced or stream.banned or not may_stop:
+            at = self._allowed(stream, at, may_stop)
         token = self._tokens[at]
+        self._rank(stream, self._token_ids[at])
         stream.crc = zlib.crc32(token, stream.crc)
         if self._token_ids[at] in stream.stops:
             stream.finish(token, "stop", matched=self._token_ids[at])
@@ -260,10 +307,36 @@ class SimulatedEngine(Engine):
         else:
             stream.emit(token, None)
 
+    def _allowed(self, stream: Stream, at: int, may_stop: bool) -> int:
+        """Find the first token from a place on that the biases, and the least number of tokens, allow."""
+        if stream.forced:
+            wanted = stream.forced[at % len(stream.forced)]
+            return self._token_ids.index(wanted) if wanted in self._token_ids else at
+        refused = stream.banned if may_stop else stream.banned | stream.stops
+        for step in range(len(self._token_ids)):
+            place = (at + step) % len(self._token_ids)
+            if self._token_ids[place] not in refused:
+                return place
+        return at
+
+    def _rank(self, stream: Stream, token: int) -> None:
+        """Make up how likely a token was, and the next likeliest: a function of what stands before it."""
+        if stream.rank is None:
+            return
+        first = 0.5 + (stream.crc % 400) / 1_000
+        likeliest = [(token, math.log(first))]
+        at, left = token, 1.0 - first
+        for _ in range(1, min(stream.ranks, self._vocab_size)):
+            at, left = (at + 1) % self._vocab_size, left / 2
+            likeliest.append((at, math.log(left)))
+        stream.rank(pack_logprobs([(likeliest[0][1], likeliest[: stream.ranks])]))
+
     def abort(self, key: str) -> None:
         """Stop one stream."""
         if (stream := self._running.get(key)) is not None:
             stream.finish(b"", "abort", 499, "aborted")
+        elif (task := self._encoding.get(key)) is not None:
+            task.cancel()
 
     def check(self, asked: Generation) -> str | None:
         """Refuse what the KV pool could never hold."""
@@ -281,7 +354,11 @@ class SimulatedEngine(Engine):
     def loads(self) -> list[RankLoad]:
         """Tell how loaded its one rank is."""
         queued = len(self._waiting)
-        return [RankLoad(0, len(self._running) - queued, queued, self._pool.used, self._pace.total_blocks)]
+        return [
+            RankLoad(
+                0, len(self._running) + len(self._encoding) - queued, queued, self._pool.used, self._pace.total_blocks
+            )
+        ]
 
     def children(self) -> list[Child]:
         """It has no process of its own."""
@@ -297,6 +374,8 @@ class SimulatedEngine(Engine):
         """End every stream and the meeting place."""
         for stream in list(self._running.values()):
             stream.finish(b"", "abort", 499, "the engine closes")
+        for task in list(self._encoding.values()):
+            task.cancel()
         if self._stepper is not None:
             self._stepper.cancel()
         if self._prefill_side is not None:
@@ -378,6 +457,14 @@ class Pool:
         """Give a stream's blocks back."""
         self.used -= stream.blocks
         stream.blocks = 0
+
+
+def unit_vector(tokens: bytes, length: int, dimensions: int = 0) -> list[float]:
+    """Make the vector of packed token ids: `length` numbers, cut to the first `dimensions` if any, of length 1."""
+    chance = random.Random(tokens)
+    values = [chance.gauss() for _ in range(length)][: dimensions or None]
+    norm = math.sqrt(sum(value * value for value in values))
+    return [value / norm for value in values]
 
 
 def _chained(parent: int, block: bytes) -> int:

@@ -1,15 +1,20 @@
 """The processor as an actor: loads tokenizer and template, opens the doors, drains them."""
 
 import errno
+from functools import partial
 from typing import ClassVar
 
 import msgspec
 
 from actors.actor import Actor, Setup
 from actors.ending import Ending
+from actors.hub import HubError
 from actors.processor import parsers
 from actors.processor.door_http import HttpDoor
 from actors.processor.door_nats import NatsDoor
+from actors.processor.embeddings.doors import EmbedHttpDoor, EmbedNatsDoor
+from actors.processor.embeddings.intake import EmbedIntake
+from actors.processor.embeddings.service import EmbedService
 from actors.processor.files import FilesError
 from actors.processor.intake import Intake
 from actors.processor.service import Service
@@ -29,6 +34,7 @@ class Processor(Actor):
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         self._intake: Intake
+        self._embed_intake: EmbedIntake
         self._service: Service
         self._nats: NatsDoor
         self._http: HttpDoor | None = None
@@ -38,33 +44,54 @@ class Processor(Actor):
         try:
             read = self.model.reasoning_parser is not None or self.model.tool_call_parser is not None
             marks = parsers.MARKS if read else frozenset()
-            tokenizer = Tokenizer(self.model.tokenizer or self.model.path or "", marks)
+            tokenizer = Tokenizer(
+                self.model.tokenizer or self.model.path or "", marks, partial(self.report, "download")
+            )
             template = Template.load(tokenizer.folder, tokenizer.settings, tokenizer.special, self.model.chat_template)
             self._intake = Intake(self.model, tokenizer, template)
+            if self.model.embeds:
+                self._embed_intake = EmbedIntake(self.model, tokenizer, self._intake)
+        except HubError as error:
+            raise Ending(Exit.CONFIG if error.final else Exit.LOAD, str(error)) from error
         except (FilesError, ValueError) as error:
             raise Ending(Exit.CONFIG, str(error)) from error
 
     async def open(self) -> None:
         """Listen to the others, then open the doors."""
-        self._service = Service(
-            bus=self.bus,
-            subjects=self.subjects,
-            model=self.model,
-            incarnation=self.incarnation,
-            intake=self._intake,
-            own=self.own,
-        )
-        await self._service.open(self.registry, self.gates)
-        self._nats = NatsDoor(self.bus, self.subjects, self._service, self.incarnation, self.own)
-        await self._nats.open()
         http = self.part.http or Http()
+        door = self._assemble(http.host, self.http_port or http.port)
+        await self._service.open(self.registry, self.gates)
+        await self._nats.open()
         if http.enabled:
-            self._http = HttpDoor(self._service, http.host, self.http_port or http.port)
+            self._http = door
             try:
-                await self._http.open()
+                await door.open()
             except OSError as error:
                 code = Exit.INTERNAL if error.errno == errno.EADDRINUSE else Exit.CONFIG
                 raise Ending(code, f"the HTTP door cannot be opened: {error}") from error
+
+    def _assemble(self, host: str, port: int) -> HttpDoor:
+        """Put the service and its doors together, by what the model does; return the one for HTTP, not open yet."""
+        bus, subjects, model, own = self.bus, self.subjects, self.model, self.own
+        incarnation, intake = self.incarnation, self._intake
+        if model.embeds:
+            embeds = EmbedService(
+                bus=bus,
+                subjects=subjects,
+                model=model,
+                incarnation=incarnation,
+                intake=intake,
+                embed_intake=self._embed_intake,
+                own=own,
+            )
+            self._service = embeds
+            self._nats = EmbedNatsDoor(bus, subjects, embeds, incarnation, own)
+            return EmbedHttpDoor(embeds, host, port)
+        self._service = Service(
+            bus=bus, subjects=subjects, model=model, incarnation=incarnation, intake=intake, own=own
+        )
+        self._nats = NatsDoor(bus, subjects, self._service, incarnation, own)
+        return HttpDoor(self._service, host, port)
 
     def registration(self) -> Registration:
         """Say what this processor can, and where its HTTP door is."""
@@ -73,7 +100,7 @@ class Processor(Actor):
             capacity=self.model.limits.in_flight,
             context_length=self._intake.context_length,
             vocab_size=self._intake.vocab_size,
-            http=self._http.address if self._http is not None else None,
+            http=reachable(self._http.address, self.part.advertise) if self._http is not None else None,
         )
 
     def heartbeat(self) -> Heartbeat:
@@ -81,7 +108,7 @@ class Processor(Actor):
         return msgspec.structs.replace(
             self.plain_heartbeat(),
             capacity=self.model.limits.in_flight,
-            in_flight=len(self._service.journal),
+            in_flight=self._service.in_flight,
             queued=len(self._service.line),
         )
 
@@ -106,3 +133,11 @@ class Processor(Actor):
         """Close what connections are left."""
         if self._http is not None:
             await self._http.close()
+
+
+def reachable(address: str | None, advertise: str) -> str | None:
+    """Write a door's address as others use it: where it listens on all of a host's, the one that is advertised."""
+    if address is None:
+        return None
+    host = f"[{advertise}]" if ":" in advertise else advertise
+    return address.replace("//0.0.0.0:", f"//{host}:").replace("//[::]:", f"//{host}:")

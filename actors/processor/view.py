@@ -18,7 +18,7 @@ from messages.lifecycle import LEASE, Heartbeat, Registration, State
 
 log = logging.getLogger("troupe.view")
 
-ROUTED: Final[tuple[Role, ...]] = ("prefill", "decode")
+ROUTED: Final[tuple[Role, ...]] = ("prefill", "decode", "encoder")
 
 
 class Seat:
