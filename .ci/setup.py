@@ -95,6 +95,18 @@ def install_cpu() -> None:
             )
 
 
+def install_node() -> None:
+    """Install what the JavaScript examples need, exactly as locked, and without running anything that comes with it."""
+    place = VENV / "node"
+    place.mkdir(exist_ok=True)
+    for name in ("package.json", "package-lock.json"):
+        shutil.copy(ROOT / "tests" / "submitting" / name, place / name)
+    command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
+    done = subprocess.run(command, cwd=place, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if done.returncode:
+        raise SetupError(f"npm failed:\n{done.stdout}{done.stderr}")
+
+
 def build_model() -> None:
     subprocess.run([str(PYTHON), "-m", "models.build_tiny"], cwd=ROOT, check=True)
 
@@ -116,6 +128,14 @@ STAGES = (
         ("models/tiny/model.safetensors",),
     ),
 )
+NODE = Stage(
+    "node",
+    "nats.js for the JavaScript examples, because npm is here (about 0.3 MB to download)",
+    ("tests/submitting/package.json", "tests/submitting/package-lock.json"),
+    install_node,
+    (".venv/node/node_modules/@nats-io/transport-node/package.json",),
+)
+"""Only where npm is: nothing but one test needs it."""
 
 
 def pip(*arguments: str) -> None:
@@ -223,7 +243,7 @@ def main() -> int:
         )
     names = [stage.name for stage in STAGES]
     with locked():
-        run_stages(STAGES[: names.index(wanted) + 1 if wanted else None])
+        run_stages(STAGES[: names.index(wanted) + 1] if wanted else (*STAGES, *([NODE] if shutil.which("npm") else [])))
     return 0
 
 
