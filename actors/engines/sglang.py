@@ -9,6 +9,7 @@ import inspect
 import logging
 import math
 import os
+import re
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -46,6 +47,8 @@ TRIED: Final = ("0.5.17", "0.5.23")
 FAKE_HOST: Final = "2.2.2.2"
 WARM_UP_TOKENS: Final = 4
 ABORT_SECONDS: Final = 2.0
+MESSAGE_LENGTH: Final = 500
+_SOURCE: Final = re.compile(r"\[\d\d:\d\d:\d\d\] \S+\.cc:\d+: ")
 
 
 class SglangEngine(Engine):
@@ -301,7 +304,8 @@ class SglangEngine(Engine):
             message = str(reason.get("message") or "aborted")
             if aborted or status is None:
                 return Finish("abort", 499, message, *counts)
-            return Finish("error", int(HTTPStatus(status)), message, *counts)
+            code, message = failure(int(HTTPStatus(status)), message)
+            return Finish("error", code, message, *counts)
         if self._side == "prefill":
             return Finish("prefilled", 0, "", *counts)
         matched = reason.get("matched")
@@ -418,6 +422,16 @@ def cut(vector: list[float], dimensions: int) -> list[float]:
     kept = vector[:dimensions]
     length = math.sqrt(math.fsum(value * value for value in kept))
     return [value / length for value in kept] if length else kept
+
+
+def failure(code: int, message: str) -> tuple[int, str]:
+    """Say a failure of one request in a line, without the places in the grammar library's source.
+
+    A token that a grammar does not take means that it takes none there: the request's fault, whatever SGLang calls it.
+    """
+    if "Grammar accept_token failed" in message:
+        return 400, "the grammar allows nothing to follow here; perhaps a rule refers to itself without an end"
+    return code, _SOURCE.sub("", message.strip()).splitlines()[0][:MESSAGE_LENGTH]
 
 
 def ranked(meta: dict[str, Any], count: int) -> list[Ranked]:

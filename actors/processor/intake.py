@@ -95,6 +95,10 @@ class Intake:
 
     def is_long(self, body: Body) -> bool:
         """Whether preparing a body takes long enough to keep others waiting."""
+        if body.regex is not None or body.ebnf is not None:
+            return True
+        if isinstance(body, Chat | Completion | Generate) and body.response_format is not None:
+            return True
         if isinstance(body, Completion):
             if isinstance(body.prompt, str):
                 return len(body.prompt) > LONG
@@ -111,7 +115,8 @@ class Intake:
         What comes back is one for each choice: those of the first prompt, then those of the second, and so on.
         """
         where = "token_ids" if isinstance(body, Generate) else "messages" if isinstance(body, Chat) else "prompt"
-        prompts = self._prompts(body, where)
+        grammar = self._grammar(body)
+        prompts = self._prompts(body, where, held=grammar is not None)
         each = _each(body)
         count = len(prompts) * each
         if count > MOST_CHOICES:
@@ -119,7 +124,6 @@ class Intake:
                 f"{where}: {len(prompts)} prompts with {each} choices each are {count}; at most {MOST_CHOICES} are"
             )
             raise RefusalError(400, f"{message} taken", param=where)
-        grammar = self._grammar(body)
         asked_tokens = body.max_tokens
         if isinstance(body, Chat) and asked_tokens is None:
             asked_tokens = body.max_completion_tokens
@@ -156,15 +160,16 @@ class Intake:
             parser=self._parser(body, prompt, sampling) if isinstance(body, Chat) else None,
             echo=prompt.echo,
             pieces=self._tokenizer.pieces if sampling.logprobs is not None else None,
-            one_call=isinstance(body, Chat) and body.parallel_tool_calls is False,
+            # Calls that a grammar forces are counted by the grammar.
+            one_call=isinstance(body, Chat) and body.parallel_tool_calls is False and sampling.grammar is None,
         )
         if stops or not isinstance(body, Generate):
             asked.output = Output(self._tokenizer.pieces, skip_special=body.skip_special_tokens, stops=stops)
         return asked
 
-    def _prompts(self, body: Body, where: str) -> list[Prompt]:
+    def _prompts(self, body: Body, where: str, *, held: bool) -> list[Prompt]:
         if isinstance(body, Chat):
-            rendered = self._render(body)
+            rendered = self._render(body, held=held)
             return [Prompt(self._encode(rendered, special=False, where=where), rendered)]
         if isinstance(body, Generate):
             return [Prompt(body.token_ids)]
@@ -217,16 +222,17 @@ class Intake:
             made[at] = bias
         return made
 
-    def _render(self, body: Chat) -> str:
+    def _render(self, body: Chat, *, held: bool) -> str:
+        """Render a conversation. An answer `held` to a grammar begins at once: the template is told not to think."""
         messages = [_as_template_has_it(message, at) for at, message in enumerate(body.messages)]
         if self._template.text is None or "developer" not in self._template.text:
             for message in messages:
                 if message["role"] == "developer":
                     message["role"] = "system"
-        extra = body.chat_template_kwargs
+        extra: dict[str, Any] = {"enable_thinking": False} if held else {}
         if body.reasoning_effort is not None:
-            extra = {"reasoning_effort": body.reasoning_effort} | (extra or {})
-        return self._template.render(messages, tools=_tools(body), extra=extra)
+            extra["reasoning_effort"] = body.reasoning_effort
+        return self._template.render(messages, tools=_tools(body), extra=extra | (body.chat_template_kwargs or {}))
 
     def _encode(self, text: str, *, special: bool, where: str) -> list[int]:
         try:
