@@ -193,6 +193,7 @@ class Desk:
         self.acknowledge = True
         self.frames: list[Frame] = []
         self.tokens: dict[str, list[int]] = defaultdict(list)
+        self.logprobs: dict[str, list[codec.Ranked]] = defaultdict(list)
         self.finishes: dict[str, list[Finish]] = defaultdict(list)
         self.prefilled: dict[str, Finish] = {}
         self.last: dict[str, int] = defaultdict(int)
@@ -213,7 +214,10 @@ class Desk:
                 continue
             tokens = self.tokens[f"{item.request}:{item.attempt}"]
             if item.position == len(tokens):
-                tokens += codec.unpack_tokens(item.tokens)
+                ids = codec.unpack_tokens(item.tokens)
+                tokens += ids
+                if item.logprobs is not None:
+                    self.logprobs[f"{item.request}:{item.attempt}"] += codec.unpack_logprobs(item.logprobs, len(ids))
                 if item.finish is not None:
                     self.finishes[f"{item.request}:{item.attempt}"].append(item.finish)
         if self.acknowledge:

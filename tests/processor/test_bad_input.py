@@ -73,7 +73,7 @@ BAD: list[tuple[str, Any, int, str | None, str]] = [
         "resume.token_ids",
         "more",
     ),
-    ("embed", {"input": "x"}, 400, None, "no kind of request 'embed'"),
+    ("embed", {"input": "x"}, 404, None, "does not serve embeddings; there is chat, completion, generate"),
 ]
 
 
