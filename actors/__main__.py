@@ -2,15 +2,24 @@
 
 import argparse
 import os
+import re
+import socket
 import sys
 from pathlib import Path
 
+import msgspec
+import uvloop
 from setproctitle import setproctitle
 
+from actors import claiming
 from actors.actor import Actor, Setup
-from messages import codec, config, logs
+from actors.ending import Ending, note_exit
+from messages import config, logs
 from messages.ids import ROLES, parse_slot, short
-from messages.lifecycle import Exit, ExitNote
+from messages.lifecycle import Exit
+from messages.subjects import Subjects
+
+CLAIM_SLACK = 10.0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -20,38 +29,78 @@ def main(argv: list[str] | None = None) -> int:
         from actors.prefork import main as prefork
 
         return prefork(arguments[1:])
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
+    try:
+        options.slot = slot_name(options.slot)
+    except config.ConfigError as error:
+        return _end(None, "python -m actors", options.generation or 0, Ending(Exit.CONFIG, str(error)))
     folder = Path(options.state) / "slots" / options.slot
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = f"the state folder {folder} cannot be made: {error.strerror}; --state names another"
+        return _end(None, options.slot, options.generation or 0, Ending(Exit.CONFIG, why))
     try:
         actor_setup = _setup(options, folder)
     except (config.ConfigError, ValueError) as error:
-        sys.stderr.write(f"{options.slot}: {error}\n")
-        note = ExitNote(generation=options.generation, code=int(Exit.CONFIG), reason=str(error))
-        (folder / "exit.json").write_bytes(codec.to_json(note))
-        return int(Exit.CONFIG)
-    who = short(options.slot, options.generation)
+        return _end(folder, options.slot, options.generation or 0, Ending(Exit.CONFIG, str(error)))
+    logs.start(options.slot, actor_setup.cluster.log_level)
+    if options.generation is None:
+        try:
+            actor_setup = msgspec.structs.replace(actor_setup, generation=_claim(actor_setup))
+        except Ending as ending:
+            return _end(folder, options.slot, 0, ending)
+    who = short(options.slot, actor_setup.generation)
     # `ps` explains the system; what was forked from the prefork parent would bear its name.
     setproctitle(f"troupe {who}")
     logs.start(who, actor_setup.cluster.log_level)
     return _actor_class(options.role)(actor_setup).run()
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Make the parser of an actor's command line."""
+    made = argparse.ArgumentParser(
         prog="python -m actors",
-        description="Run one actor of a cluster. The supervisor calls this; so may any other manager of processes.",
-        epilog="example: python -m actors decode --config configs/demo.yaml --slot demo-decode-0 --generation 1 "
-        "--nats nats://127.0.0.1:4222 --state .troupe",
+        description="Run one actor of a cluster. The supervisor calls this; so may any other manager of processes, "
+        "for slots with `spawn: external`.",
+        epilog="example: python -m actors decode --config configs/containers.yaml --slot demo-decode-0",
     )
-    parser.add_argument("role", choices=ROLES)
-    parser.add_argument("--config", required=True, type=Path, help="the cluster's configuration")
-    parser.add_argument("--slot", required=True, help="which slot of the cast this is, for example demo-decode-0")
-    parser.add_argument("--generation", type=int, default=1, help="number of this life of the slot")
-    parser.add_argument("--nats", action="append", default=[], help="NATS URL, instead of the configuration's")
-    parser.add_argument("--state", default=".troupe", help="state folder (default: .troupe)")
-    parser.add_argument("--http-port", type=int, default=0, help="port of a processor's HTTP door")
-    return parser
+    made.add_argument("role", choices=ROLES)
+    made.add_argument("--config", required=True, type=Path, help="the cluster's configuration")
+    made.add_argument(
+        "--slot",
+        default=os.environ.get("TROUPE_SLOT"),
+        help="which slot of the cast this is, for example demo-decode-0 (default: the environment's TROUPE_SLOT); "
+        "demo-decode-{ordinal} takes the number at the end of this host's name, as a StatefulSet's pods have it",
+    )
+    made.add_argument(
+        "--generation", type=int, help="number of this life of the slot (default: the next one, taken from NATS)"
+    )
+    made.add_argument("--nats", action="append", default=[], help="NATS URL, instead of the configuration's")
+    made.add_argument("--state", default=".troupe", help="state folder (default: .troupe)")
+    made.add_argument("--http-port", type=int, default=0, help="port of a processor's HTTP door")
+    made.add_argument(
+        "--advertise",
+        default=os.environ.get("TROUPE_ADVERTISE"),
+        help="address at which other hosts reach this one, instead of the configuration's (default: the environment's "
+        "TROUPE_ADVERTISE)",
+    )
+    return made
+
+
+def slot_name(asked: str | None) -> str:
+    """Return the slot's name, with this host's number put in where that is asked for. Raises ConfigError."""
+    if not asked:
+        raise config.ConfigError("which slot is this? say --slot demo-decode-0, or set TROUPE_SLOT")
+    if "{ordinal}" not in asked:
+        return asked
+    host = socket.gethostname()
+    found = re.search(r"-([0-9]+)$", host)
+    if found is None:
+        raise config.ConfigError(
+            f"--slot {asked}: this host's name, {host!r}, does not end in a hyphen and a number; name the slot outright"
+        )
+    return asked.replace("{ordinal}", str(int(found[1])))
 
 
 def _setup(options: argparse.Namespace, folder: Path) -> Setup:
@@ -60,19 +109,48 @@ def _setup(options: argparse.Namespace, folder: Path) -> Setup:
     if slot.role != options.role:
         raise config.ConfigError(f"{options.slot} is a {slot.role}, not a {options.role}")
     part = model.cast[slot.role]
+    part.spawn = model.spawn_of(slot.role)
+    if options.generation is None and part.spawn != "external":
+        raise config.ConfigError(
+            f"{options.slot} is started by the supervisor, which says --generation; where another manager starts it, "
+            "its part of the cast needs `spawn: external`"
+        )
     os.environ.update(model.env | part.env)
     if options.nats:
         cluster.nats.url = options.nats
+    part.advertise = _address(options.advertise or part.advertise)
     return Setup(
         cluster=cluster,
         model=model,
         part=part,
         slot=parse_slot(options.slot),
-        generation=options.generation,
+        generation=options.generation or 0,
         nats=cluster.nats,
         folder=folder,
         http_port=options.http_port,
     )
+
+
+def _address(advertise: str) -> str:
+    """Turn a host's name, `auto` for our own, into an address: ZMQ binds to nothing else."""
+    name = socket.gethostname() if advertise == "auto" else advertise
+    try:
+        return str(socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0][4][0])
+    except OSError as error:
+        raise config.ConfigError(f"advertise: {name} is no address and no host that is known here: {error}") from None
+
+
+def _claim(setup: Setup) -> int:
+    patience = setup.part.drain_deadline + CLAIM_SLACK
+    return uvloop.run(claiming.claim(setup.nats, Subjects(setup.cluster.cluster), setup.slot, patience))
+
+
+def _end(folder: Path | None, who: str, generation: int, ending: Ending) -> int:
+    """End before there is an actor that could: with the reason on the terminal, and in the slot's folder."""
+    sys.stderr.write(f"{who}: {ending.reason}\n")
+    if folder is not None:
+        note_exit(folder, generation, ending)
+    return int(ending.code)
 
 
 def _actor_class(role: str) -> type[Actor]:
@@ -85,6 +163,10 @@ def _actor_class(role: str) -> type[Actor]:
         from actors.publisher.publisher import Publisher
 
         return Publisher
+    if role == "encoder":
+        from actors.encoder import Encoder
+
+        return Encoder
     from actors.worker import Decoder, Prefiller
 
     return {"decode": Decoder, "prefill": Prefiller}[role]
@@ -96,7 +178,3 @@ if __name__ == "__main__":
     sys.stderr.flush()
     # An engine's libraries leave threads and exit handlers behind that can take a minute; all that matters is done.
     os._exit(status)
-    if role == "encoder":
-        from actors.encoder import Encoder
-
-        return Encoder

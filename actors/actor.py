@@ -39,6 +39,7 @@ from messages.lifecycle import (
     Exit,
     Heartbeat,
     Registration,
+    StageName,
     State,
 )
 from messages.subjects import Subjects, last_token
@@ -152,12 +153,21 @@ class Actor(ABC):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         uvloop.run(self._try_bus())
         signal.signal(signal.SIGALRM, _load_too_long)
-        signal.setitimer(signal.ITIMER_REAL, self.part.load_deadline or self.model.load_deadline)
+        self._begin_load_deadline()
         self.stages.report("start", "")
         self.state = State.LOADING
         self.load()
         signal.setitimer(signal.ITIMER_REAL, 0)
         return uvloop.run(self._live())
+
+    def report(self, stage: StageName, detail: str) -> None:
+        """Tell of a stage of loading; while bytes of a download still come, the load deadline begins anew."""
+        if stage == "download":
+            self._begin_load_deadline()
+        self.stages.report(stage, detail)
+
+    def _begin_load_deadline(self) -> None:
+        signal.setitimer(signal.ITIMER_REAL, self.part.load_deadline or self.model.load_deadline)
 
     async def _try_bus(self) -> None:
         """See that the bus is there and fit for us before minutes go into loading; leave no socket behind."""
@@ -203,7 +213,13 @@ class Actor(ABC):
         self.registry = await self.bus.bucket(self.subjects.registry_bucket)
         self.gates = await self.bus.bucket(self.subjects.gate_bucket)
         self._registrar = registrar = Registrar(
-            self.registry, self.subjects, self.role, self.slot, self.generation, self.registration
+            self.registry,
+            self.subjects,
+            self.role,
+            self.slot,
+            self.generation,
+            self.registration,
+            restores=self.part.spawn == "external",
         )
         await self.change(State.REGISTERING)
         await registrar.register()
@@ -216,6 +232,8 @@ class Actor(ABC):
         self.bus.on_back(lambda: self.own(registrar.restore))
         self.own(self._beat)
         self.own(registrar.watch)
+        if self.part.spawn == "external":
+            self.own(registrar.keep)
         stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.stages.lengths.items())
         log.info("ready after %.1f s (%s)", self.stages.total, stages)
 
@@ -365,6 +383,9 @@ class Actor(ABC):
         if verb == "drain":
             self.terminate()
             return "draining"
+        if verb == "exit":
+            self.own(lambda: _exit(asked.reason))
+            return "exits"
         if verb == "fault" and self.cluster.drills != "allowed":
             raise ServiceError(403, "drills are not allowed here; set `drills: allowed` in the configuration")
         return await self.control(verb, asked)
@@ -399,6 +420,10 @@ def _check_payload(bus: Bus, context_length: int) -> None:
 
 async def _nothing() -> None:
     return
+
+
+async def _exit(reason: str) -> NoReturn:
+    raise Ending(Exit.ABORTED, f"told to exit: {reason or 'no reason given'}")
 
 
 def _stop_loading(signum: int, frame: object) -> NoReturn:

@@ -22,7 +22,11 @@ TRIES_AT_ONCE: Final = 3
 
 
 class Registrar:
-    """Registers one life of a slot; `describe` gives what is registered, as it is at that moment."""
+    """Registers one life of a slot; `describe` gives what is registered, as it is at that moment.
+
+    With `restores` an entry that was taken away is written again: whoever cannot see our process takes us for dead when
+    we have been silent for long. Without, it is the end of us: then only our supervisor does that, who knows.
+    """
 
     def __init__(
         self,
@@ -32,6 +36,8 @@ class Registrar:
         slot: str,
         generation: int,
         describe: Callable[[], Registration],
+        *,
+        restores: bool = False,
     ) -> None:
         self._registry = registry
         self._key = subjects.registration_key(role, slot)
@@ -39,6 +45,7 @@ class Registrar:
         self._slot = slot
         self._generation = generation
         self._describe = describe
+        self._restores = restores
         self._revision = 0
 
     async def register(self) -> None:
@@ -84,7 +91,9 @@ class Registrar:
         try:
             self._revision = await self._registry.update(self._key, codec.to_json(self._describe()), self._revision)
         except TakenError:
-            raise Ending(Exit.REGISTER, f"the registration of {self._slot} was taken away") from None
+            if not self._restores:
+                raise Ending(Exit.REGISTER, f"the registration of {self._slot} was taken away") from None
+            await self.restore()
         except BusError as error:
             log.warning("the registration is not up to date: %s", error)
 
@@ -102,16 +111,32 @@ class Registrar:
             if value is not None and int(value) > self._generation:
                 newer.set()
 
-        key = self._generation_key
+        await self._until(newer, self._generation_key, see)
+        raise Ending(Exit.REGISTER, "a newer life of this slot has begun")
+
+    async def keep(self) -> None:
+        """Write our entry again whenever it was taken away; run it in the background. Raises Ending if fenced off."""
+        while True:
+            gone = asyncio.Event()
+
+            def see(value: bytes | None, gone: asyncio.Event = gone) -> None:
+                if value is None:
+                    gone.set()
+
+            await self._until(gone, self._key, see)
+            log.warning("our registration was taken away; registering again")
+            await self.restore()
+
+    async def _until(self, event: asyncio.Event, key: str, see: Callable[[bytes | None], None]) -> None:
+        """Watch a key until an event is set; what comes of the watch failing is raised."""
         keeping = asyncio.ensure_future(
             self._registry.keep(key, lambda values: see(values.get(key)), lambda _, value: see(value))
         )
-        fenced = asyncio.ensure_future(newer.wait())
+        told = asyncio.ensure_future(event.wait())
         try:
-            await asyncio.wait({keeping, fenced}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({keeping, told}, return_when=asyncio.FIRST_COMPLETED)
             if keeping.done():
                 keeping.result()
         finally:
             keeping.cancel()
-            fenced.cancel()
-        raise Ending(Exit.REGISTER, "a newer life of this slot has begun")
+            told.cancel()

@@ -23,6 +23,8 @@ Spawn = Literal["auto", "prefork", "plain", "external"]
 
 PUBLISHER_LOAD: Final = 60.0
 PUBLISHER_DRAIN: Final = 10.0
+SCHEMES: Final = ("nats", "tls")
+"""What a NATS URL may begin with. nats-py also knows ws:// and wss://, which nothing here needs or tests."""
 
 
 class ConfigError(Exception):
@@ -42,11 +44,15 @@ class Tls(Written, kw_only=True):
 
 
 class Nats(Written, kw_only=True):
-    """Which NATS server to use; without a URL the supervisor starts one of its own on a free loopback port."""
+    """Which NATS server to use; without a URL the supervisor starts one of its own on a free loopback port.
+
+    `password_file` is a file whose first line is the password, as managers of containers hand out secrets.
+    """
 
     url: str | list[str] = []
     user: str | None = None
     password: str | None = None
+    password_file: str | None = None
     credentials: str | None = None
     tls: Tls | None = None
     port: Port = 0
@@ -100,15 +106,17 @@ class Simulated(Written, kw_only=True):
     block_size: Annotated[int, Meta(ge=1)] = 16
     total_blocks: Annotated[int, Meta(ge=1)] = 65_536
     eos_every: Count = 0
+    dimensions: Annotated[int, Meta(ge=1)] = 64
 
 
 class Part(Written, kw_only=True):
     """One role in a model's cast: how many slots, what each takes, and how it is started.
 
     `args` are SGLang's own arguments (any name of its ServerArgs) for this role; `gpus` are the indices a slot owns,
-    dimensions: Annotated[int, Meta(ge=1)] = 64
     one list for each slot. `min_ready` is how many must be ready for the gate to stay open. `advertise` is the address
-    at which other hosts reach this one (decode reaches prefill's bootstrap server there).
+    at which other hosts reach this one (decode reaches prefill's bootstrap server there): an address, a host's name, or
+    `auto` for whatever the name of the actor's own host stands for. `spawn: external` says that another manager starts
+    the slots (docs/external.md); left at `auto`, the model's `spawn` counts.
     """
 
     count: Count = 1
@@ -117,7 +125,7 @@ class Part(Written, kw_only=True):
     args: dict[str, Any] = {}
     env: dict[str, str] = {}
     gpus: list[list[Count]] = []
-    spawn: Literal["auto", "prefork", "plain"] = "auto"
+    spawn: Spawn = "auto"
     advertise: str = "127.0.0.1"
     load_deadline: Seconds | None = None
     drain_deadline: Seconds = 30.0
@@ -133,14 +141,6 @@ class Metrics(Written, kw_only=True):
     port: Port | None = None
 
 
-class Publisher(Written, kw_only=True):
-    """The publisher, one a host: KV events and load figures of the host's engines, and its metrics.
-
-    `name` stands for the host in the slot `<name>-publisher-0`; left out, it is the host's own. `events: zmq` leaves KV
-    events on the engines' own ZMQ sockets; the engines' registrations say where. `engines: cluster` takes in all
-    engines of the cluster, not only this host's: for containers, each of which is a host of its own.
-    """
-
 class Embedding(Written, kw_only=True):
     """What an embedding model's vectors bear.
 
@@ -152,11 +152,20 @@ class Embedding(Written, kw_only=True):
     dimensions: Literal["auto", "any", "whole"] | list[Annotated[int, Meta(ge=1)]] = "auto"
 
 
+class Publisher(Written, kw_only=True):
+    """The publisher, one a host: KV events and load figures of the host's engines, and its metrics.
+
+    `name` stands for the host in the slot `<name>-publisher-0`; left out, it is the host's own. `events: zmq` leaves KV
+    events on the engines' own ZMQ sockets; the engines' registrations say where. `engines: cluster` takes in all
+    engines of the cluster, not only this host's: for containers, each of which is a host of its own.
+    """
+
     enabled: bool = True
     name: str | None = None
     http: Metrics = field(default_factory=Metrics)
     events: Literal["nats", "zmq"] = "nats"
     engines: Literal["host", "cluster"] = "host"
+    spawn: Literal["plain", "external"] = "plain"
     restart: Restart | None = None
 
     @property
@@ -176,6 +185,7 @@ class Limits(Written, kw_only=True):
     body_bytes: Annotated[int, Meta(ge=1_024)] = 4_194_304
     timeout: Seconds = 600.0
     retry_after: Seconds = 2.0
+    inputs: Annotated[int, Meta(ge=1)] = 2_048
 
 
 class Model(Written, kw_only=True):
@@ -188,7 +198,6 @@ class Model(Written, kw_only=True):
     alone) are always taken by a model that generates.
     """
 
-    inputs: Annotated[int, Meta(ge=1)] = 2_048
     name: Annotated[str, Meta(min_length=1, max_length=256)]
     path: str | None = None
     alias: str | None = None
@@ -202,28 +211,19 @@ class Model(Written, kw_only=True):
     context_length: Annotated[int, Meta(ge=1)] | None = None
     args: dict[str, Any] = {}
     env: dict[str, str] = {}
+    serves: list[Served] | None = None
+    embedding: Embedding = field(default_factory=Embedding)
     simulated: Simulated = field(default_factory=Simulated)
     limits: Limits = field(default_factory=Limits)
     load_deadline: Seconds = 600.0
+    spawn: Spawn = "auto"
     cast: dict[Role, Part]
 
     @property
     def slug(self) -> str:
         """The alias as subjects and slots carry it."""
         return self.alias if self.alias is not None else alias_of(self.name)
-    serves: list[Served] | None = None
-    embedding: Embedding = field(default_factory=Embedding)
 
-
-class Cluster(Written, kw_only=True):
-    """A whole cluster: its name (the prefix of its subjects), its folder, its NATS, its models."""
-
-    cluster: str = "troupe"
-    state: str = ".troupe"
-    nats: Nats = field(default_factory=Nats)
-    restart: Restart = field(default_factory=Restart)
-    drills: Literal["allowed", "refused"] = "refused"
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
     def spawn_of(self, role: Role) -> Spawn:
         """Who starts the slots of a role: as its part says, or else as the model says."""
         part = self.cast[role].spawn
@@ -241,6 +241,16 @@ class Cluster(Written, kw_only=True):
             return self.serves
         return ["embeddings"] if self.embeds else ["chat", "completions"]
 
+
+class Cluster(Written, kw_only=True):
+    """A whole cluster: its name (the prefix of its subjects), its folder, its NATS, its models."""
+
+    cluster: str = "troupe"
+    state: str = ".troupe"
+    nats: Nats = field(default_factory=Nats)
+    restart: Restart = field(default_factory=Restart)
+    drills: Literal["allowed", "refused"] = "refused"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
     publisher: Publisher = field(default_factory=Publisher)
     models: Annotated[list[Model], Meta(min_length=1)]
 
@@ -273,7 +283,22 @@ def parse(data: bytes, folder: Path) -> Cluster:
         model.tokenizer = _placed(model.tokenizer, folder)
         model.chat_template = _placed(model.chat_template, folder)
     check(cluster)
+    _read_password(cluster.nats, folder)
     return cluster
+
+
+def _read_password(nats: Nats, folder: Path) -> None:
+    """Put the password of a file in its place."""
+    if nats.password_file is None:
+        return
+    path = folder / nats.password_file
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"nats.password_file: {path} cannot be read: {error}") from None
+    if not lines or not lines[0]:
+        raise ConfigError(f"nats.password_file: {path} is empty; its first line is to be the password")
+    nats.password = lines[0]
 
 
 def check(cluster: Cluster) -> None:
@@ -291,6 +316,27 @@ def check(cluster: Cluster) -> None:
             )
         seen[model.slug] = model.name
         _check_model(model, where)
+    _check_nats(cluster)
+
+
+def _check_nats(cluster: Cluster) -> None:
+    nats = cluster.nats
+    if nats.password is not None and nats.password_file is not None:
+        raise ConfigError("nats.password_file: there is a password, too; give one of the two")
+    if nats.password_file is not None and nats.user is None:
+        raise ConfigError("nats.password_file: there is no `user` whose password that would be")
+    for url in nats.urls:
+        scheme = url.partition("://")[0] if "://" in url else "nats"
+        if scheme not in SCHEMES:
+            raise ConfigError(
+                f"nats.url: {url!r} begins with {scheme}://; {', '.join(f'{known}://' for known in SCHEMES)} are known"
+            )
+    external = [slot for slot, (model, named) in slots_of(cluster).items() if model.spawn_of(named.role) == "external"]
+    if external and not nats.urls:
+        raise ConfigError(
+            f"nats.url: missing; {external[0]} is started by another manager (spawn: external), and its NATS must be "
+            "there whether the supervisor is or not"
+        )
 
 
 def _check_model(model: Model, where: str) -> None:
@@ -319,8 +365,24 @@ def _check_model(model: Model, where: str) -> None:
             raise ConfigError(f"{spot}.min_ready: {part.min_ready} is more than count ({part.count})")
         if part.gpus and len(part.gpus) != part.count:
             raise ConfigError(f"{spot}.gpus: {len(part.gpus)} lists for {part.count} slots; each slot has its own")
+        if part.gpus and model.spawn_of(role) == "external":
+            raise ConfigError(f"{spot}.gpus: the manager that starts these slots (spawn: external) gives them GPUs")
         if part.http and role != "processor":
             raise ConfigError(f"{spot}.http: only processors have an HTTP door")
+
+
+def _check_encoder(model: Model, where: str) -> None:
+    """Check an embedding model: everything of it that is for generating would be without effect."""
+    if others := [role for role in ("prefill", "decode") if role in model.cast]:
+        raise ConfigError(
+            f"{where}.cast.encoder: an embedding model is a processor and an encoder; take out {' and '.join(others)}, "
+            "or serve the embeddings as a model of their own"
+        )
+    if wrong := [kind for kind in model.served if kind != "embeddings"]:
+        raise ConfigError(f"{where}.serves: {' and '.join(wrong)} cannot be served by an encoder, only embeddings can")
+    for name in ("chat_template", "reasoning_parser", "tool_call_parser"):
+        if getattr(model, name) is not None:
+            raise ConfigError(f"{where}.{name}: an embedding model answers with vectors and needs none; take it out")
 
 
 def slots_of(cluster: Cluster) -> dict[str, tuple[Model, Slot]]:
@@ -343,7 +405,7 @@ def slots_of(cluster: Cluster) -> dict[str, tuple[Model, Slot]]:
 
 def _no_model(publisher: Publisher) -> Model:
     """Make what stands where a publisher's model would be: no name, no engine to speak of, and its own part alone."""
-    part = Part(capacity=0, restart=publisher.restart, drain_deadline=PUBLISHER_DRAIN)
+    part = Part(capacity=0, spawn=publisher.spawn, restart=publisher.restart, drain_deadline=PUBLISHER_DRAIN)
     return Model(name="", alias="", engine="simulated", load_deadline=PUBLISHER_LOAD, cast={"publisher": part})
 
 
@@ -371,20 +433,6 @@ def _checked_token(text: str, where: str) -> None:
 
 
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<name>[^`]*)`(?: - at `\$\.?(?P<path>[^`]*)`)?")
-def _check_encoder(model: Model, where: str) -> None:
-    """Check an embedding model: everything of it that is for generating would be without effect."""
-    if others := [role for role in ("prefill", "decode") if role in model.cast]:
-        raise ConfigError(
-            f"{where}.cast.encoder: an embedding model is a processor and an encoder; take out {' and '.join(others)}, "
-            "or serve the embeddings as a model of their own"
-        )
-    if wrong := [kind for kind in model.served if kind != "embeddings"]:
-        raise ConfigError(f"{where}.serves: {' and '.join(wrong)} cannot be served by an encoder, only embeddings can")
-    for name in ("chat_template", "reasoning_parser", "tool_call_parser"):
-        if getattr(model, name) is not None:
-            raise ConfigError(f"{where}.{name}: an embedding model answers with vectors and needs none; take it out")
-
-
 _WRONG = re.compile(r"(?P<what>.*?)(?: - at `(?:key in )?\$\.?(?P<path>[^`]*)`)?", re.DOTALL)
 
 

@@ -27,7 +27,8 @@ class SlotStatus(Struct, kw_only=True, omit_defaults=True):
     `state`: waiting, starting, loading, ready, draining, killing, stopped or failed; `seconds` for how long; `live`
     whether requests may be sent there. `reason` is the last reason for a restart or a stop, `planned` whether it was
     asked for. `stage` is what a loading slot is at. The figures are those of the last heartbeat. `http` is the address
-    of a processor's door or of the publisher's metrics; `events` are the ZMQ endpoints of KV events that stay there.
+    of a processor's door or of the publisher's metrics; `events` are the ZMQ endpoints of KV events that stay there. An
+    external slot's `host` and `pid` are those that its actor has registered.
     """
 
     slot: str
@@ -42,7 +43,7 @@ class SlotStatus(Struct, kw_only=True, omit_defaults=True):
     planned: bool = False
     pid: int | None = None
     gpus: list[int] = []
-    spawn: Literal["prefork", "plain"] = "plain"
+    spawn: Literal["prefork", "plain", "external"] = "plain"
     stage: str = ""
     load_seconds: float = 0.0
     in_flight: int = 0
@@ -53,6 +54,7 @@ class SlotStatus(Struct, kw_only=True, omit_defaults=True):
     rss_bytes: int = 0
     http: str = ""
     events: list[str] = []
+    host: str = ""
 
 
 class Status(Struct, kw_only=True, omit_defaults=True):

@@ -46,6 +46,13 @@ class Seen(Struct, frozen=True):
     state: State
 
 
+class Downloading(Struct, frozen=True):
+    """Bytes of the model still come: the load deadline begins anew."""
+
+    slot: str
+    generation: int
+
+
 class Gone(Struct, frozen=True):
     """The process has ended; what is left of its session is being killed, and `Exited` will follow."""
 
@@ -71,6 +78,21 @@ class Condemned(Struct, frozen=True):
     why: str
 
 
+class Left(Struct, frozen=True):
+    """The registration of an external slot is gone: its actor has taken it away, or somebody else has."""
+
+    slot: str
+    generation: int
+
+
+class Lost(Struct, frozen=True):
+    """The actor of an external slot is gone as far as can be seen from here."""
+
+    slot: str
+    generation: int
+    why: str
+
+
 class Ask(Struct, frozen=True):
     """Somebody asks for a drain (the slot then stays stopped) or for a restart (drain, then the next generation)."""
 
@@ -84,7 +106,22 @@ class End(Struct, frozen=True):
     abort: bool = False
 
 
-SlotEvent = Bus | Tick | Started | StartFailed | Adopted | Seen | Gone | Exited | Condemned | Ask | End
+SlotEvent = (
+    Bus
+    | Tick
+    | Started
+    | StartFailed
+    | Adopted
+    | Seen
+    | Downloading
+    | Gone
+    | Exited
+    | Condemned
+    | Left
+    | Lost
+    | Ask
+    | End
+)
 
 
 # Commands.
@@ -111,6 +148,14 @@ class Kill(Struct, frozen=True):
     generation: int
 
 
+class Dismiss(Struct, frozen=True):
+    """Ask the actor of an external slot to exit, over the bus: at once for this reason, or else having drained."""
+
+    slot: str
+    generation: int
+    why: str = ""
+
+
 class Forget(Struct, frozen=True):
     """Delete the registration of an incarnation that is known dead."""
 
@@ -130,4 +175,4 @@ class Note(Struct, frozen=True):
     bad: bool = False
 
 
-SlotCommand = Start | Terminate | Kill | Forget | Note
+SlotCommand = Start | Terminate | Kill | Dismiss | Forget | Note

@@ -13,7 +13,7 @@ from messages.subjects import last_token
 from messages.supervise import Order, Said, Status
 from supervisor import acts, report
 from supervisor.ground import Ground
-from supervisor.restart import AT_REST, Phase
+from supervisor.restart import AT_REST, Life, Phase
 from supervisor.slots import Slots
 from supervisor.world import World
 
@@ -67,6 +67,8 @@ class Desk:
         drain = asked.what == "drain"
         if lives.ending != "no":
             return Said(done=False, message="the cluster is being ended")
+        if life.spec.external:
+            return self._ask_external(asked, life)
         if drain and life.phase in AT_REST:
             return Said(done=False, message=f"{asked.slot} is {life.phase} already")
         self._ask(asked)
@@ -75,3 +77,17 @@ class Desk:
         else:
             verb = "drains, and stays stopped then" if drain else "drains, and is started again then"
         return Said(done=True, message=f"{short(asked.slot, life.generation)} {verb}")
+
+    def _ask_external(self, asked: acts.Ask, life: Life) -> Said:
+        """Ask the actor of an external slot to drain and exit; what comes then is for its manager to decide."""
+        who = short(asked.slot, life.generation)
+        if life.phase is not Phase.READY:
+            is_what = "is not there" if life.phase is Phase.WAITING else f"is {life.phase}"
+            return Said(
+                done=False, message=f"{asked.slot} {is_what}, and only its manager can start or end it (external)"
+            )
+        self._ask(asked)
+        then = (
+            "its manager is to start it again" if asked.what == "restart" else "its manager says whether it comes back"
+        )
+        return Said(done=True, message=f"{who} drains and exits; {then} (external)")

@@ -133,5 +133,6 @@ class Ground:
             models={spec.alias: spec.model for spec in self._specs.values() if spec.model},
             ports=self.ports.of,
             started=time.time(),
+            external=[spec.slot for spec in self._specs.values() if spec.external],
         )
         state.write(self.folder.cluster_file, self.record)

@@ -19,15 +19,16 @@ from typing import Any, Final
 import msgspec
 from nats.aio.msg import Msg
 
-from messages import codec
+from messages import codec, generations
 from messages.bus import BusError, NobodyThereError, ServiceError, SilentError
 from messages.config import Cluster
 from messages.gate import Gate
 from messages.ids import short
-from messages.lifecycle import Heartbeat, Registration
+from messages.lifecycle import Control, Event, Heartbeat, Registration, Stage, State
 from messages.subjects import last_token
-from supervisor import acts, events, generations, restart, roster, spawner, state, world
+from supervisor import acts, events, restart, roster, spawner, state, world
 from supervisor.desk import Desk
+from supervisor.forget import forget
 from supervisor.ground import Ground
 from supervisor.restart import Phase
 from supervisor.slots import Slots
@@ -66,6 +67,11 @@ class Supervisor:
         self._main: asyncio.Task[None] | None = None
         self._begun = False
 
+    @property
+    def external(self) -> bool:
+        """Whether there are slots that other managers start."""
+        return any(spec.external for spec in self._specs.values())
+
     async def run(self) -> None:
         """Run the cluster until it has been ended. The caller holds the folder.
 
@@ -77,7 +83,7 @@ class Supervisor:
         try:
             await self._watch_over()
         finally:
-            await self._ground.close(ended=self._world.lives.over)
+            await self._ground.close(ended=self._world.lives.over and not self.external)
 
     def end(self) -> None:
         """End everything, front to back; called a second time, at once. Before anything has begun, just stop."""
@@ -95,12 +101,13 @@ class Supervisor:
         self._seen = time.monotonic()
         async with asyncio.TaskGroup() as self._tasks:
             self._teller = Teller(ground, self._own, self._when_open)
-            self._slots = Slots(ground.folder, ground.arguments, self._teller.stage, self._tasks)
+            self._slots = Slots(ground.folder, ground.arguments, self._on_stage, self._tasks)
             self._begun = True
             try:
                 await self._adopt()
                 await self._remember_gates()
                 await ground.bus.subscribe(ground.subjects.heartbeats, self._on_heartbeat)
+                await ground.bus.subscribe(ground.subjects.events_of("actor"), self._on_actor)
                 await Desk(ground, self._slots, lambda: self._world, self._feed).open()
                 background = [
                     self._tasks.create_task(ground.registry.keep(">", self._on_registry, self._on_registration)),
@@ -126,9 +133,10 @@ class Supervisor:
         """Take over what an earlier supervisor left running, and end what is in no cast any more."""
         for slot, record in (await asyncio.to_thread(self._ground.folder.slots)).items():
             spec = self._specs.get(slot)
-            if spec is None:
+            if spec is None or spec.external:
                 if (stray := await spawner.adopt(record.pid, record.start_time)) is not None:
-                    log.warning("%s is in the cast no more; it is ended", short(slot, record.generation))
+                    why = "is in the cast no more" if spec is None else "is for another manager to start now"
+                    log.warning("%s %s; it is ended", short(slot, record.generation), why)
                     self._own(spawner.end(stray, self._grace))
             elif (running := await self._slots.adopt(spec)) is not None:
                 generation, age = running.record.generation, max(0.0, time.time() - running.record.started)
@@ -138,7 +146,7 @@ class Supervisor:
 
     async def _remember_gates(self) -> None:
         """Go on from the gates as last written; where nothing was adopted, a cluster begins anew."""
-        goes_on = bool(self._slots.running)
+        goes_on = bool(self._slots.running) or self.external
         for alias in self._world.doors:
             there = await self._ground.gates.get(alias)
             if there is not None:
@@ -180,7 +188,9 @@ class Supervisor:
                 self._slots.kill(slot, generation)
             case acts.Forget(slot, generation):
                 role = self._specs[slot].role
-                self._own(generations.forget(self._ground.registry, self._ground.subjects, role, slot, generation))
+                self._own(forget(self._ground.registry, self._ground.subjects, role, slot, generation))
+            case acts.Dismiss(slot, generation, why):
+                self._own(self._dismiss(slot, generation, why))
             case acts.Note():
                 self._teller.note(command, self._world, self._slots.running.get(command.slot))
             case roster.Look(slot, generation):
@@ -242,7 +252,8 @@ class Supervisor:
         running = self._slots.running.get(slot)
         found = await running.process.state() if running is not None else None
         answer: Any = "unasked"
-        if found is not None and found not in "TZX" and self._ground.bus.connected:
+        well = self._specs[slot].external or (found is not None and found not in "TZX")
+        if well and self._ground.bus.connected:
             try:
                 await self._ground.bus.request(self._ground.subjects.control(slot, "ping"), timeout=PING_SECONDS)
                 answer = "answered"
@@ -255,6 +266,17 @@ class Supervisor:
             except BusError:
                 answer = "unasked"
         self._feed(roster.Looked(slot, generation, found, answer))
+
+    async def _dismiss(self, slot: str, generation: int, why: str) -> None:
+        """Ask an external slot's actor to drain, or to exit at once for a reason; who is not there hears nothing."""
+        ground = self._ground
+        asked = codec.to_json(Control(generation=generation, reason=why))
+        try:
+            await ground.bus.request(
+                ground.subjects.control(slot, "exit" if why else "drain"), asked, timeout=PING_SECONDS
+            )
+        except (BusError, ServiceError) as error:
+            log.warning("%s could not be asked to %s: %s", short(slot, generation), "exit" if why else "drain", error)
 
     # The bus.
 
@@ -289,11 +311,27 @@ class Supervisor:
         slot = registration.slot
         life = self._world.lives.slots.get(slot)
         running = self._slots.running.get(slot)
-        if life is None or life.phase is Phase.STARTING or registration.host != socket.gethostname():
+        if life is None or life.spec.external:
+            return
+        if life.phase is Phase.STARTING or registration.host != socket.gethostname():
             return
         if running is None or running.record.generation > registration.generation:
             ground, generation = self._ground, registration.generation
-            self._own(generations.forget(ground.registry, ground.subjects, life.spec.role, slot, generation))
+            self._own(forget(ground.registry, ground.subjects, life.spec.role, slot, generation))
+
+    def _on_stage(self, slot: str, stage: Stage) -> None:
+        if stage.stage == "download":
+            self._feed(acts.Downloading(slot, stage.generation))
+        self._teller.stage(slot, stage)
+
+    async def _on_actor(self, msg: Msg) -> None:
+        """Take in what the actors of external slots say before they can register."""
+        with contextlib.suppress(msgspec.DecodeError, ValueError):
+            event = codec.from_json(msg.data, Event)
+            if event.of in self._specs and self._specs[event.of].external:
+                state_ = State(event.what)
+                if state_ not in (State.READY, State.DRAINING):
+                    self._feed(acts.Seen(event.of, event.generation, state_))
 
     async def _on_heartbeat(self, msg: Msg) -> None:
         with contextlib.suppress(msgspec.DecodeError):

@@ -7,7 +7,7 @@ from messages.gate import Gate
 from messages.ids import parse_slot
 from messages.lifecycle import Heartbeat, Registration, State
 from messages.supervise import SlotStatus, Status
-from supervisor import spawner
+from supervisor import outside, spawner
 from supervisor.restart import Life, Phase
 from supervisor.slots import Running
 from supervisor.state import ClusterRecord, Folder, ProcessRecord
@@ -20,8 +20,8 @@ def of_world(world: World, running: dict[str, Running], record: ClusterRecord, n
         cluster=record.cluster,
         host=socket.gethostname(),
         nats=record.nats.urls,
-        http=record.http,
-        gates=[door.gate for door in world.doors.values() if door.gate is not None],
+        http=_http_of(gates := [door.gate for door in world.doors.values() if door.gate is not None]) | record.http,
+        gates=gates,
         slots=[_slot(life, world, running.get(slot), now) for slot, life in world.lives.slots.items()],
     )
 
@@ -30,11 +30,12 @@ def of_folder(folder: Folder, record: ClusterRecord, registry: list[Registration
     """Report what the state folder and the buckets say while no supervisor lives."""
     known = {registration.slot: registration for registration in registry}
     slots = [_left(slot, process, known.get(slot), record) for slot, process in folder.slots().items()]
+    slots += [_external(slot, known.get(slot), record) for slot in record.external]
     return Status(
         cluster=record.cluster,
         host=socket.gethostname(),
         nats=record.nats.urls,
-        http=record.http,
+        http=_http_of(gates) | record.http,
         gates=gates,
         slots=slots,
     )
@@ -64,6 +65,8 @@ def _slot(life: Life, world: World, running: Running | None, now: float) -> Slot
         http=(entry.registration.http or "") if entry is not None else "",
         events=_events(entry.registration) if entry is not None else [],
     )
+    if spec.external:
+        _add_registered(status, entry.registration if entry is not None else None)
     return _with_figures(status, entry.beat if entry is not None else None)
 
 
@@ -95,6 +98,38 @@ def _left(slot: str, process: ProcessRecord, registered: Registration | None, re
         http=(ours.http or "") if ours is not None else "",
         events=_events(ours) if ours is not None else [],
     )
+
+
+def _external(slot: str, registered: Registration | None, record: ClusterRecord) -> SlotStatus:
+    """Say what the registry says of an external slot; whether it still lives nobody has looked."""
+    named = parse_slot(slot)
+    status = SlotStatus(
+        slot=slot,
+        role=named.role,
+        model=record.models.get(named.alias, named.alias),
+        state=registered.state if registered is not None else Phase.WAITING,
+        seconds=round(time.time() - registered.started, 3) if registered is not None else 0.0,
+        live=registered is not None and registered.state is State.READY,
+        generation=registered.generation if registered is not None else 0,
+        spawn="external",
+        http=(registered.http or "") if registered is not None else "",
+        events=_events(registered) if registered is not None else [],
+    )
+    _add_registered(status, registered)
+    return status
+
+
+def _add_registered(status: SlotStatus, registered: Registration | None) -> None:
+    """Say where an external slot's actor runs, by its own word; while there is none, who is to start it."""
+    if registered is not None:
+        status.host, status.pid, status.gpus = registered.host, registered.pid, registered.gpus
+    elif not status.reason:
+        status.reason = outside.WAITS
+
+
+def _http_of(gates: list[Gate]) -> dict[str, str]:
+    """The first door that each gate names: for those that other managers opened."""
+    return {gate.alias: gate.http[0] for gate in gates if gate.http}
 
 
 def _events(registration: Registration) -> list[str]:

@@ -23,6 +23,7 @@ from supervisor.acts import (
     Adopted,
     Ask,
     Condemned,
+    Downloading,
     End,
     Excuse,
     Exited,
@@ -103,16 +104,25 @@ class Lives(Struct, frozen=True, kw_only=True):
     @property
     def over(self) -> bool:
         """Whether everything is to end and has ended."""
-        return self.ending != "no" and all(life.phase in AT_REST for life in self.slots.values())
+        ours = (life for life in self.slots.values() if not life.spec.external)
+        return self.ending != "no" and all(life.phase in AT_REST for life in ours)
 
 
 def begin(specs: dict[str, Spec], now: float) -> Lives:
-    """Make the first state: every slot waits for the bus, then starts."""
-    return Lives(slots={name: Life(spec=spec, since=now, start_at=now) for name, spec in specs.items()})
+    """Make the first state: every slot waits for the bus, then starts; an external one waits to be seen."""
+    return Lives(
+        slots={
+            name: Life(spec=spec, since=now, start_at=math.inf if spec.external else now)
+            for name, spec in specs.items()
+        }
+    )
 
 
 def step(lives: Lives, event: SlotEvent, now: float) -> tuple[Lives, list[SlotCommand]]:
-    """Take in one event. An event of an earlier generation, or of an unknown slot, changes nothing."""
+    """Take in one event. An event of an earlier generation, or of an unknown slot, changes nothing.
+
+    External slots are decided by `outside`; here nothing is done with them, and nothing waits for them to end.
+    """
     commands: list[SlotCommand] = []
     match event:
         case Bus(up):
@@ -123,9 +133,9 @@ def step(lives: Lives, event: SlotEvent, now: float) -> tuple[Lives, list[SlotCo
             pass
         case _:
             life = lives.slots.get(event.slot)
-            if life is not None:
+            if life is not None and not life.spec.external:
                 lives = _with(lives, _one(life, event, lives, now, commands))
-    for life in list(lives.slots.values()):
+    for life in [life for life in lives.slots.values() if not life.spec.external]:
         lives = _with(lives, _due(life, lives, now, commands))
     if lives.ending == "drain":
         lives = _next_tier(lives, now, commands)
@@ -159,6 +169,9 @@ def _one(life: Life, event: SlotEvent, lives: Lives, now: float, commands: list[
             return _asked(life, what, lives, now, commands)
         case Seen(_, generation, state) if generation == life.generation:
             return _seen(life, state, now, commands)
+        case Downloading(_, generation) if generation == life.generation and life.phase is Phase.LOADING:
+            if life.intent == "run":
+                return msgspec.structs.replace(life, kill_at=now + life.spec.load_deadline + KILL_SLACK)
         case Gone(_, generation) if generation == life.generation and life.phase in RUNNING:
             commands.append(Forget(life.spec.slot, generation))
             return msgspec.structs.replace(_to(life, Phase.KILLING, now), kill_at=math.inf)
@@ -362,7 +375,7 @@ def _terminate(life: Life, now: float, commands: list[SlotCommand], *, abort: bo
 def _end(lives: Lives, abort: bool, now: float, commands: list[SlotCommand]) -> Lives:
     """Begin the end: what does not run stops, what only loads has nothing to finish, the rest goes tier by tier."""
     lives = msgspec.structs.replace(lives, ending="abort" if abort or lives.ending == "abort" else "drain")
-    for life in list(lives.slots.values()):
+    for life in [life for life in lives.slots.values() if not life.spec.external]:
         if life.phase is Phase.WAITING:
             life = _to(life, Phase.STOPPED, now)
         elif abort and life.phase in (Phase.LOADING, Phase.READY, Phase.DRAINING):
@@ -375,7 +388,7 @@ def _end(lives: Lives, abort: bool, now: float, commands: list[SlotCommand]) -> 
 
 def _next_tier(lives: Lives, now: float, commands: list[SlotCommand]) -> Lives:
     """Drain the foremost tier that still lives; the next one follows when all of it is gone."""
-    living = [life for life in lives.slots.values() if life.phase not in AT_REST]
+    living = [life for life in lives.slots.values() if life.phase not in AT_REST and not life.spec.external]
     front = min((life.spec.tier for life in living), default=0)
     for life in living:
         if life.spec.tier == front and life.phase is Phase.READY:

@@ -49,12 +49,16 @@ class Entry(Struct, frozen=True, kw_only=True):
 
 
 class Roster(Struct, frozen=True, kw_only=True):
-    """Everybody who is registered, by slot; `known` once the registry has been read whole."""
+    """Everybody who is registered, by slot; `known` once the registry has been read whole.
+
+    `external` are the slots that other managers start, whose processes cannot be seen from here.
+    """
 
     entries: dict[str, Entry]
     bus: bool = False
     known: bool = False
     grace: float = 30.0
+    external: frozenset[str] = frozenset()
 
 
 # Events.
@@ -118,6 +122,14 @@ class Stuck(Struct, frozen=True):
     why: str
 
 
+class Vanished(Struct, frozen=True):
+    """An external slot's lease is over and its actor does not answer: for those who choose slots it is gone."""
+
+    slot: str
+    generation: int
+    why: str
+
+
 class Lapsed(Struct, frozen=True):
     """A lease ran out (`over`), or was taken up again."""
 
@@ -126,7 +138,7 @@ class Lapsed(Struct, frozen=True):
     over: bool
 
 
-Finding = Look | Stuck | Lapsed
+Finding = Look | Stuck | Vanished | Lapsed
 
 
 def step(roster: Roster, event: Event, now: float) -> tuple[Roster, list[Finding]]:
@@ -159,7 +171,12 @@ def step(roster: Roster, event: Event, now: float) -> tuple[Roster, list[Finding
         case Looked(slot, generation, process, answer):
             entry = _of(roster, slot, generation)
             if entry is not None and entry.expired and roster.bus:
-                roster = _with(roster, _judge(entry, process, answer, roster.grace, now, findings))
+                if slot in roster.external and answer in ("nobody", "silent"):
+                    said = "nobody listens in its place" if answer == "nobody" else "no answer"
+                    why = f"no heartbeat for {now - entry.heard:.1f} s and {said}"
+                    findings.append(Vanished(slot, generation, why))
+                else:
+                    roster = _with(roster, _judge(entry, process, answer, roster.grace, now, findings))
     return roster, findings
 
 

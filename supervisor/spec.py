@@ -6,7 +6,7 @@ from typing import Final, Literal
 
 from msgspec import Struct, field
 
-from messages.config import Cluster, ConfigError, Http, Model, Part, slots_of
+from messages.config import Cluster, ConfigError, Http, Model, slots_of
 from messages.config import Restart as RestartConfig
 from messages.ids import Role, Slot
 
@@ -43,11 +43,16 @@ class Spec(Struct, frozen=True, kw_only=True):
     policy: Policy = Policy()
     load_deadline: float = 600.0
     drain_deadline: float = 30.0
-    spawn: Literal["prefork", "plain"] = "plain"
+    spawn: Literal["prefork", "plain", "external"] = "plain"
     device: Literal["cpu", "cuda"] = "cpu"
     env: dict[str, str] = field(default_factory=dict)
     gpus: tuple[int, ...] = ()
     http: Http | None = None
+
+    @property
+    def external(self) -> bool:
+        """Whether another manager starts it, so that it can only be watched and asked."""
+        return self.spawn == "external"
 
 
 def specs_of(cluster: Cluster, *, has_gpu: bool) -> dict[str, Spec]:
@@ -64,9 +69,12 @@ def specs_of(cluster: Cluster, *, has_gpu: bool) -> dict[str, Spec]:
 def check_files(cluster: Cluster) -> None:
     """Check that the files which the models need are there and readable; raise ConfigError for the first that is not.
 
-    A path that is no folder here is taken for a Hugging Face id, which only the actor can look up.
+    A path that is no folder here is taken for a Hugging Face id, which only the actor can look up. What only external
+    slots need may lie where they run, and not here.
     """
     for at, model in enumerate(cluster.models):
+        if all(model.spawn_of(role) == "external" for role in model.cast):
+            continue
         where = f"models[{at}]"
         if model.path is not None:
             _check_model_folder(model, Path(model.path), f"{where}.path")
@@ -99,11 +107,11 @@ def _spec(cluster: Cluster, model: Model, slot: Slot, has_gpu: bool) -> Spec:
         policy=_policy(part.restart or cluster.restart, load_deadline),
         load_deadline=load_deadline,
         drain_deadline=part.drain_deadline,
-        spawn=_way(model, slot.role, part),
+        spawn=_way(model, slot.role),
         device="cuda" if model.device == "cuda" or (model.device == "auto" and has_gpu) else "cpu",
         env=env,
         gpus=gpus,
-        http=http_of(model) if slot.role == "processor" else None,
+        http=http_of(model) if slot.role == "processor" and model.spawn_of(slot.role) != "external" else None,
     )
 
 
@@ -119,11 +127,12 @@ def _policy(config: RestartConfig, load_deadline: float) -> Policy:
     )
 
 
-def _way(model: Model, role: Role, part: Part) -> Literal["prefork", "plain"]:
+def _way(model: Model, role: Role) -> Literal["prefork", "plain", "external"]:
     """Forking pays where importing is dear: SGLang's engines. Everything else starts in a second."""
-    if part.spawn != "auto":
-        return part.spawn
-    return "prefork" if model.engine == "sglang" and role in ("prefill", "decode") else "plain"
+    asked = model.spawn_of(role)
+    if asked != "auto":
+        return asked
+    return "prefork" if model.engine == "sglang" and role in ENGINE_ROLES else "plain"
 
 
 def _check_gpus(specs: dict[str, Spec]) -> None:
@@ -139,7 +148,7 @@ def _check_ports(cluster: Cluster) -> None:
     owners: dict[int, str] = {}
     for at, model in enumerate(cluster.models):
         http = http_of(model)
-        if http is None or http.port == 0:
+        if http is None or http.port == 0 or model.spawn_of("processor") == "external":
             continue
         if other := owners.get(http.port):
             raise ConfigError(

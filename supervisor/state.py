@@ -53,7 +53,10 @@ class ProcessRecord(Struct, kw_only=True):
 
 
 class ClusterRecord(Struct, kw_only=True):
-    """How to reach the cluster of this folder; `http` has the base URL of each model's door, `models` their aliases."""
+    """How to reach the cluster of this folder; `http` has the base URL of each model's door, `models` their aliases.
+
+    `external` are the slots that other managers start, of which this folder knows nothing else.
+    """
 
     cluster: str
     config: str
@@ -63,6 +66,7 @@ class ClusterRecord(Struct, kw_only=True):
     models: dict[str, str] = field(default_factory=dict)
     ports: dict[str, int] = field(default_factory=dict)
     started: float = 0.0
+    external: list[str] = field(default_factory=list)
 
 
 class Folder:

@@ -12,7 +12,7 @@ from msgspec import Struct
 from messages.gate import Gate
 from messages.ids import Role
 from messages.lifecycle import State
-from supervisor import acts, gate, restart, roster
+from supervisor import acts, gate, outside, restart, roster
 from supervisor.acts import Note
 from supervisor.events import Bus, Tick
 from supervisor.gate import Door, Wanted
@@ -25,11 +25,12 @@ WHY_LENGTH: Final = 160
 
 
 class World(Struct, frozen=True, kw_only=True):
-    """All that a supervisor knows."""
+    """All that a supervisor knows; `settled` once each registration that it found is known to be alive or dead."""
 
     lives: Lives
     roster: Roster
     doors: dict[str, Door]
+    settled: bool = False
 
 
 class WriteGate(Struct, frozen=True):
@@ -51,7 +52,13 @@ def begin(specs: dict[str, Spec], now: float, *, grace: float) -> World:
             continue
         door = doors.setdefault(spec.alias, Door(model=spec.model, alias=spec.alias, needs={}))
         door.needs[spec.role] = spec.min_ready
-    return World(lives=restart.begin(specs, now), roster=Roster(entries={}, grace=grace), doors=doors)
+    external = frozenset(spec.slot for spec in specs.values() if spec.external)
+    return World(
+        lives=restart.begin(specs, now),
+        roster=Roster(entries={}, grace=grace, external=external),
+        doors=doors,
+        settled=not external,
+    )
 
 
 def remember(world: World, alias: str, written: Gate, *, goes_on: bool) -> World:
@@ -93,6 +100,9 @@ def step(world: World, event: Event, now: float) -> tuple[World, list[Command]]:
 def _to_lives(world: World, event: acts.SlotEvent, now: float, commands: list[Command]) -> World:
     lives, more = restart.step(world.lives, event, now)
     commands += more
+    if isinstance(event, outside.Event):
+        lives, more = outside.step(lives, event, now)
+        commands += more
     return world if lives is world.lives else msgspec.structs.replace(world, lives=lives)
 
 
@@ -108,6 +118,9 @@ def _to_roster(world: World, event: roster.Event, now: float, commands: list[Com
                 commands.append(finding)
             case roster.Stuck(slot, generation, why):
                 world = _to_lives(world, acts.Condemned(slot, generation, why), now, commands)
+            case roster.Vanished(slot, generation, why):
+                world = _to_lives(world, acts.Lost(slot, generation, why), now, commands)
+                world = _to_roster(world, roster.Unregistered(slot), now, commands)
             case roster.Lapsed(slot, generation, over):
                 text = "no heartbeat: its lease is over" if over else "is heard again"
                 commands.append(Note(slot, generation, "lapsed" if over else "heard", text, bad=over))
@@ -118,6 +131,9 @@ def _sync(world: World, now: float, commands: list[Command]) -> World:
     """Tell the lives what their owners have registered, whichever of the two was known first."""
     for slot, life in world.lives.slots.items():
         entry = world.roster.entries.get(slot)
+        if life.spec.external:
+            world = _sync_external(world, life, now, commands)
+            continue
         if entry is None or life.phase not in (Phase.LOADING, Phase.READY):
             continue
         state, generation = entry.registration.state, entry.registration.generation
@@ -127,9 +143,40 @@ def _sync(world: World, now: float, commands: list[Command]) -> World:
     return world
 
 
+def _sync_external(world: World, life: Life, now: float, commands: list[Command]) -> World:
+    """Tell the life of an external slot what is registered; believed once it is heard, for it may be long dead."""
+    slot = life.spec.slot
+    entry = world.roster.entries.get(slot)
+    if entry is None:
+        if life.phase in outside.HERE and world.roster.known:
+            return _to_lives(world, acts.Left(slot, life.generation), now, commands)
+        return world
+    state, generation = entry.registration.state, entry.registration.generation
+    if entry.beat is None or state not in (State.READY, State.DRAINING):
+        return world
+    same = generation == life.generation and life.phase is (Phase.READY if state is State.READY else Phase.DRAINING)
+    return world if same else _to_lives(world, acts.Seen(slot, generation, state), now, commands)
+
+
+def _settle(world: World) -> World:
+    """See whether every external slot found registered has been heard since, or its lease is over.
+
+    A cluster of which nothing is left but what was written down begins anew: its gates want the whole cast.
+    """
+    entries = [entry for slot, entry in world.roster.entries.items() if slot in world.roster.external]
+    if any(entry.beat is None and not entry.expired and entry.registration.state is State.READY for entry in entries):
+        return world
+    doors = world.doors
+    if all(life.phase is not Phase.READY for life in world.lives.slots.values()):
+        doors = {alias: msgspec.structs.replace(door, opened=False) for alias, door in doors.items()}
+    return msgspec.structs.replace(world, doors=doors, settled=True)
+
+
 def _decide_gates(world: World, commands: list[Command]) -> World:
-    """Decide every gate anew, once the registry has been read."""
-    if not world.roster.known:
+    """Decide every gate anew, once the registry has been read and what it says of external slots is known to hold."""
+    if world.roster.known and not world.settled:
+        world = _settle(world)
+    if not world.roster.known or not world.settled:
         return world
     for alias, door in world.doors.items():
         cast = [_wanted(life, world.roster) for life in world.lives.slots.values() if life.spec.alias == alias]
@@ -138,7 +185,9 @@ def _decide_gates(world: World, commands: list[Command]) -> World:
             for entry in world.roster.entries.values()
             if entry.live and entry.registration.alias == alias and entry.registration.http
         }
-        new, written = gate.step(door, cast, sorted(http), ending=world.lives.ending != "no")
+        # What is external goes on without us, and so does a model of which all is.
+        ours = any(life.spec.alias == alias and not life.spec.external for life in world.lives.slots.values())
+        new, written = gate.step(door, cast, sorted(http), ending=ours and world.lives.ending != "no")
         if written is not None:
             commands.append(WriteGate(written, gate.what_changed(door.gate, written)))
             world = msgspec.structs.replace(world, doors=world.doors | {alias: new})
@@ -158,6 +207,8 @@ def _wanted(life: Life, known: Roster) -> Wanted:
 
 def _why(life: Life) -> str:
     """Say what an unready slot is about; the same words from death to ready, so that the gate is written once."""
+    if life.spec.external and life.phase is Phase.WAITING:
+        return f"not there; {outside.WAITS}"
     match life.phase:
         case Phase.WAITING | Phase.STARTING | Phase.LOADING:
             return "starting again" if life.reason else "loading"

@@ -31,12 +31,15 @@ def down(options: Namespace) -> Code:
 
 
 async def _down(folder: Folder, patience: float) -> Code:
+    record = folder.cluster()
     ended = await _end_supervisor(folder, patience)
     try:
         with folder.held():
             ended += await _end_rest(folder, patience)
     except HeldError as error:
         raise CommandError(Code.TAKEN, f"{error}; it was started meanwhile") from None
+    if record is not None and record.external:
+        say(f"{', '.join(record.external)}: external; what of these runs is for the manager that started it to end")
     say("everything has ended" if ended else f"nothing runs in {folder.root}")
     return Code.OK
 

@@ -33,7 +33,7 @@ def restart(options: Namespace) -> Code:
 
 async def _order(folder: Folder, order: str, slot: str, wait: float) -> Code:
     record = record_of(folder)
-    _check_name(folder, slot)
+    _check_name(folder, record, slot)
     async with connected(record) as bus:
         events: asyncio.Queue[Event] = asyncio.Queue()
         if wait:
@@ -47,12 +47,12 @@ async def _order(folder: Folder, order: str, slot: str, wait: float) -> Code:
         return await _wait(events, slot, DRAIN_ENDS if order == "drain" else RESTART_ENDS, wait) if wait else Code.OK
 
 
-def _check_name(folder: Folder, slot: str) -> None:
+def _check_name(folder: Folder, record: ClusterRecord, slot: str) -> None:
     try:
         parse_slot(slot)
     except ValueError as error:
         raise CommandError(Code.USAGE, str(error)) from None
-    known = list(folder.slots())
+    known = [*folder.slots(), *record.external]
     if known and slot not in known:
         raise CommandError(Code.USAGE, f"there is no slot {slot!r} here; there are {', '.join(known)}")
 
@@ -82,7 +82,8 @@ async def _without_supervisor(bus: Bus, folder: Folder, record: ClusterRecord, o
     """Nobody has the slot: tell the actor itself to drain; a restart needs somebody who starts."""
     if await ask(bus, record, "status", Status) is not None:
         raise CommandError(Code.USAGE, f"there is no slot {slot!r} in this cluster; `troupe status` lists them")
-    if order == "restart":
+    external = slot in record.external
+    if order == "restart" and not external:
         raise CommandError(
             Code.NOT_RUNNING, f"no supervisor lives in {folder.root}, so nobody would start it; call `troupe up` first"
         )
@@ -93,5 +94,8 @@ async def _without_supervisor(bus: Bus, folder: Folder, record: ClusterRecord, o
         raise CommandError(Code.FAILED, f"{slot} does not answer, and no supervisor lives") from None
     except (ServiceError, msgspec.DecodeError) as error:
         raise CommandError(Code.FAILED, f"{slot}: {error}") from None
-    say(f"{slot}#{found.generation} drains; no supervisor lives, so nothing would start it again")
+    then = (
+        "its manager says whether it comes back" if external else "no supervisor lives, so nothing would start it again"
+    )
+    say(f"{slot}#{found.generation} drains; {then}")
     return Code.OK

@@ -96,7 +96,7 @@ async def _from_buckets(bus: Bus, folder: Folder, record: ClusterRecord) -> Stat
     registry: list[Registration] = []
     try:
         registrations = await bus.bucket(subjects.registry_bucket)
-        for slot in folder.slots():
+        for slot in [*folder.slots(), *record.external]:
             there = await registrations.get(subjects.registration_key(parse_slot(slot).role, slot))
             if there is not None:
                 registry.append(codec.from_json(there[0], Registration))
@@ -149,7 +149,7 @@ def _row(slot: SlotStatus) -> list[str]:
         str(slot.queued),
         f"{100 * slot.kv_used / slot.kv_total:.0f}%" if slot.kv_total else "-",
         ",".join(map(str, slot.gpus)) or "-",
-        str(slot.pid or "-"),
+        f"external, {slot.host or 'not there'}" if slot.spawn == "external" else str(slot.pid or "-"),
         reason if len(reason := _reason(slot)) <= REASON_LENGTH else f"{reason[: REASON_LENGTH - 1]}…",
     ]
 

@@ -1,6 +1,7 @@
 """`troupe up` and `troupe check`: start a cluster in the foreground, or only look whether it could be."""
 
 import asyncio
+import json
 import logging
 import logging.handlers
 import shlex
@@ -8,10 +9,10 @@ import signal
 import sys
 from argparse import Namespace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from messages.bus import BusError
-from messages.config import Cluster, ConfigError
+from messages.config import Cluster, ConfigError, Served
 from messages.gate import Gate
 from messages.subjects import Subjects
 from supervisor import spawner
@@ -42,7 +43,7 @@ def up(options: Namespace) -> Code:
     try:
         with folder.held():
             _start_log(folder, cluster.log_level)
-            return asyncio.run(_run(Supervisor(cluster, specs, options.CONFIG, folder, _say_how(folder))))
+            return asyncio.run(_run(Supervisor(cluster, specs, options.CONFIG, folder, _say_how(folder, cluster))))
     except (HeldError, PortError, StrandedError) as error:
         raise CommandError(Code.TAKEN, str(error)) from None
     except ConfigError as error:
@@ -57,6 +58,9 @@ def check(options: Namespace) -> Code:
     rows = [["SLOT", "STARTED", "READY WITHIN", "GPU", "RESTARTS"]]
     for spec in specs.values():
         policy = spec.policy
+        if spec.external:
+            rows.append([spec.slot, "external", "-", "-", "its manager's"])
+            continue
         budget = f"{policy.intensity} in {policy.period:g} s, {policy.crashes_before_ready} before ready"
         way = f"{spec.spawn}{' (' + spec.device + ')' if spec.spawn == 'prefork' else ''}"
         rows.append([spec.slot, way, f"{spec.load_deadline:g} s", ",".join(map(str, spec.gpus)) or "-", budget])
@@ -82,6 +86,19 @@ def _checked(options: Namespace) -> tuple[Cluster, dict[str, Spec]]:
     return cluster, specs
 
 
+TRY: Final[dict[Served, tuple[str, str, dict[str, Any], list[str] | None]]] = {
+    "chat": (
+        "chat",
+        "chat/completions",
+        {"max_tokens": 40, "messages": [{"role": "user", "content": "Hello!"}]},
+        ["--max-tokens", "40"],
+    ),
+    "completions": ("completion", "completions", {"max_tokens": 40, "prompt": "Hello!"}, None),
+    "embeddings": ("embed", "embeddings", {"input": "Hello!"}, ["--embed"]),
+}
+"""For each endpoint kind its kind on NATS, its path, what a body says, and how `troupe submit` asks for it."""
+
+
 async def _run(supervisor: Supervisor) -> Code:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -91,30 +108,35 @@ async def _run(supervisor: Supervisor) -> Code:
     except asyncio.CancelledError:
         log.info("interrupted before anything was started")
         return Code.INTERRUPTED
-    log.info("everything has ended")
+    log.info("everything has ended%s", ", but what other managers have started" if supervisor.external else "")
     return Code.OK
 
 
-def _say_how(folder: Folder) -> WhenOpen:
+def _say_how(folder: Folder, cluster: Cluster) -> WhenOpen:
     """Make what is called when a gate opens: the first time it says how to talk to the model."""
     state = [] if folder.root == Path(DEFAULT_STATE).resolve() else ["--state", str(folder.root)]
 
     said: set[str] = set()
+    served = {model.name: model.served for model in cluster.models}
 
     def say_how(record: ClusterRecord, gate: Gate) -> None:
         model = gate.model
         if model in said:
             return
         said.add(model)
-        submit = shlex.join(["troupe", "submit", *state, "--model", model, "--max-tokens", "40", "Hello!"])
-        subject = Subjects(record.cluster).submit(gate.alias, "chat")
+        kinds = served.get(model, [])
+        kind, path, fields, options = next((TRY[kind] for kind in kinds), ("generate", "", {}, None))
         say(f"\n{model} answers now:")
-        say(f"  NATS    {', '.join(record.nats.urls)}   subject {subject}")
-        if url := record.http.get(gate.alias):
-            body = f'{{"model": "{model}", "max_tokens": 40, "messages": [{{"role": "user", "content": "Hello!"}}]}}'
+        say(f"  NATS    {', '.join(record.nats.urls)}   subject {Subjects(record.cluster).submit(gate.alias, kind)}")
+        word = "try "
+        if url := record.http.get(gate.alias) or next(iter(gate.http), None):
             say(f"  HTTP    {url}/v1")
-            say(f"  try     curl {url}/v1/chat/completions -H 'content-type: application/json' -d {shlex.quote(body)}")
-        say(f"  {'or  ' if record.http.get(gate.alias) else 'try '}    {submit}")
+            if path:
+                body = shlex.quote(json.dumps({"model": model} | fields))
+                say(f"  try     curl {url}/v1/{path} -H 'content-type: application/json' -d {body}")
+                word = "or  "
+        if options is not None:
+            say(f"  {word}    {shlex.join(['troupe', 'submit', *state, '--model', model, *options, 'Hello!'])}")
         say("Ctrl-C drains and ends it; `troupe status` in another shell shows how it is.\n")
 
     return say_how

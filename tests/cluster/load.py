@@ -56,7 +56,7 @@ class Load:
         limit: float = 30.0,
     ) -> None:
         [(alias, self._model)] = cluster.models.items()
-        self._http = cluster.http[alias]
+        self._http = cluster.http.get(alias, "")
         self._prompts = prompts
         self._tokens = tokens
         self._counts = {"nats": nats, "http": http}
