@@ -8,9 +8,11 @@ import asyncio
 import contextlib
 import logging
 import math
+import re
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any, Final
 
 import nats
@@ -134,6 +136,7 @@ class Bus:
         if config.user is not None:
             options |= {"user": config.user, "password": config.password or ""}
         if config.credentials is not None:
+            await asyncio.to_thread(_check_credentials, config.credentials)
             options["user_credentials"] = config.credentials
         if config.tls is not None:
             options["tls"] = _tls(config)
@@ -148,7 +151,7 @@ class Bus:
         except ImportError as error:
             await _give_up(nc)
             raise BusError(
-                f"nats.credentials needs a package that is not installed ({error}): pip install nkeys"
+                f"nats.credentials needs a package that is not installed ({error}): pip install 'troupe[credentials]'"
             ) from None
         except (OSError, nats.errors.Error, ValueError) as error:
             await _give_up(nc)
@@ -407,22 +410,38 @@ class Bucket:
                 values: dict[str, bytes] | None = {}
                 async for entry in watcher:
                     if entry is None:
-                        if values is not None:
+                        if values is not None and await self._is_empty(watcher):
                             whole(values)
-                        values = None
+                            values = None
                         continue
                     gone = entry.operation is not None
                     if values is None:
                         change(entry.key, None if gone else entry.value or b"")
-                    elif gone:
+                        continue
+                    if gone:
                         values.pop(entry.key, None)
                     else:
                         values[entry.key] = entry.value or b""
+                    if not entry.delta:
+                        whole(values)
+                        values = None
+            except (nats.errors.Error, nats.js.errors.Error, TimeoutError) as error:
+                log.warning("the watch on %s is made anew: %s", keys, error or type(error).__name__)
+                await asyncio.sleep(0.2)
             finally:
                 self._bus._watchers.discard(watcher)
                 with contextlib.suppress(Exception):
                     if watcher._sub is not None:
                         await asyncio.shield(watcher._sub.unsubscribe())
+
+    async def _is_empty(self, watcher: KeyValue.KeyWatcher) -> bool:
+        """Ask the server whether it has nothing for a watch of which nothing has come.
+
+        nats-py asks too, but takes "all has been sent" for "there is nothing" when the answer overtakes the entries.
+        """
+        assert watcher._sub is not None
+        info = await watcher._sub.consumer_info()
+        return not info.num_pending and not (info.delivered and info.delivered.consumer_seq)
 
 
 @contextlib.contextmanager
@@ -450,6 +469,19 @@ def _stop_now(watcher: KeyValue.KeyWatcher) -> None:
 async def _give_up(nc: Nc) -> None:
     with contextlib.suppress(Exception):
         await nc.close()
+
+
+def _check_credentials(path: str) -> None:
+    """Raise BusError for a file that nats-py would search for its parts for ever."""
+    try:
+        text = Path(path).read_text(encoding="ascii", errors="replace")
+    except OSError as error:
+        raise BusError(f"nats.credentials: {path}: {error.strerror}") from None
+    for part in ("NATS USER JWT", "USER NKEY SEED"):
+        if not re.search(rf"-+BEGIN {part}-+\s+\S+\s+-+END {part}-+", text):
+            raise BusError(
+                f"nats.credentials: {path}: no {part} in it; it must be a file as `nsc generate creds` makes"
+            )
 
 
 def _tls(config: Nats) -> ssl.SSLContext:

@@ -3,15 +3,18 @@
 import asyncio
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 from nats.aio.msg import Msg
+from nats.js.kv import KeyValue
 
 from messages.bus import Bus, BusError, NobodyThereError, ServiceError, SilentError, TakenError, error_headers
 from messages.config import Nats, Tls
 from tests.conftest import NatsServer
+from tests.messages.credentials import operator
 
 pytestmark = pytest.mark.nats
 
@@ -98,8 +101,39 @@ async def test_of_several_servers_the_one_that_is_there_serves(nats_server: Nats
     await bus.close()
 
 
-async def test_credentials_without_the_package_for_them_say_what_to_install(tmp_path: Path) -> None:
-    with pytest.raises(BusError, match="pip install nkeys"):
+async def test_a_credentials_file_opens_the_door_and_another_operator_s_does_not(tmp_path: Path) -> None:
+    (tmp_path / "others").mkdir()
+    config, credentials = operator(tmp_path)
+    _, foreign = operator(tmp_path / "others")
+    server = NatsServer(tmp_path, "-c", str(config))
+    server.start()
+    try:
+        bus = await Bus.connect(Nats(url=server.url, credentials=str(credentials)), name="me", wait=5)
+        await bus.require_jetstream()
+        await bus.close()
+        for refused in (Nats(url=server.url), Nats(url=server.url, credentials=str(foreign))):
+            with pytest.raises(BusError, match="[Aa]uthorization"):
+                await Bus.connect(refused, name="thief", wait=1.5)
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize("text", ["", "no credentials at all\n", "-----BEGIN NATS USER JWT-----\n"])
+async def test_a_file_that_holds_no_credentials_is_named(tmp_path: Path, nats_server: NatsServer, text: str) -> None:
+    path = tmp_path / "me.creds"
+    path.write_text(text)
+    with pytest.raises(BusError, match=r"me\.creds"):
+        await Bus.connect(Nats(url=nats_server.url, credentials=str(path)), name="me", wait=2)
+    with pytest.raises(BusError, match=r"other\.creds.*No such file"):
+        await Bus.connect(Nats(url=nats_server.url, credentials=str(tmp_path / "other.creds")), name="me", wait=2)
+
+
+async def test_credentials_without_the_package_for_them_say_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "nkeys", None)
+    operator(tmp_path)
+    with pytest.raises(BusError, match=r"pip install 'troupe\[credentials\]'"):
         await Bus.connect(Nats(url="nats://127.0.0.1:4", credentials=str(tmp_path / "me.creds")), name="me", wait=2)
 
 
@@ -145,6 +179,26 @@ async def test_compare_and_set(bus: Bus) -> None:
     await bucket.delete("key")
     assert await bucket.get("key") is None
     await bucket.create("key", b"again")
+
+
+async def test_an_end_that_overtakes_the_entries_is_not_taken_for_emptiness(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Seen in two of sixty restarts of the server: the client hears "nothing is pending" before what has been sent.
+    bucket = await bus.bucket("things")
+    await bucket.put("stays", b"1")
+    await bucket.put("goes", b"1")
+    await bucket.delete("goes")
+    watch = bucket._kv.watch
+
+    async def overtaken(keys: str) -> KeyValue.KeyWatcher:
+        watcher = await watch(keys)
+        watcher._updates._queue.appendleft(None)  # type: ignore[attr-defined]
+        return watcher
+
+    monkeypatch.setattr(bucket._kv, "watch", overtaken)
+    assert await bucket.all() == {"stays": b"1"}
+    assert await (await bus.bucket("nothing")).all() == {}
 
 
 async def test_a_watch_is_made_anew_after_a_restart_and_sees_what_changed_meanwhile(
