@@ -224,7 +224,7 @@ def test_the_end_of_the_supervisor_is_not_theirs() -> None:
 def test_the_end_of_a_mixed_cluster_waits_for_what_is_its_own_alone() -> None:
     seen = Seen(external(D0), external(P0), spec(F0))
     seen.at(0.0, Bus(up=True), roster.Whole({}), acts.Started(F0, 1), *ready(D0), *ready(P0), *ready(F0))
-    assert seen.open
+    assert seen.missing() == {}
     assert seen.at(2.0, acts.End()) == [acts.Terminate(F0, 1)]
     assert not seen.open
     assert seen.life(F0).phase is Phase.DRAINING
