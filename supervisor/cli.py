@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,9 @@ Run = Callable[[argparse.Namespace], Code]
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; return its exit code."""
-    options = _parser().parse_args(argv)
+    options, unknown = _parser().parse_known_args(argv)
+    if unknown:
+        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     run: Run = options.run
     _load_nats()
     try:
@@ -43,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_starting(commands)
     _add_asking(commands)
     _add_slots(commands)
+    _add_ping(commands)
     return parser
 
 
@@ -111,8 +115,27 @@ def _add_asking(commands: Any) -> None:
     submit.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="how long the answer may take")
     submit.add_argument("--no-stream", action="store_true", help="write the answer when all of it is there")
     submit.add_argument("--json", action="store_true", help="as JSON: a line an event, or one object with --no-stream")
+    submit.add_argument("--embed", action="store_true", help="turn the prompt into a vector, by an embedding model")
     submit.add_argument("--nats", metavar="URL", help="a cluster elsewhere, instead of the state folder's")
     submit.add_argument("--cluster", metavar="NAME", default="troupe", help="its name (with --nats; default: troupe)")
+
+
+def _add_ping(commands: Any) -> None:
+    ping = _command(
+        commands,
+        "ping",
+        "see whether a slot, the supervisor or NATS answers; for health checks",
+        "troupe ping demo-decode-0 --config configs/containers.yaml",
+        _ping,
+    )
+    ping.add_argument(
+        "WHAT",
+        nargs="?",
+        default=os.environ.get("TROUPE_SLOT", "nats"),
+        help="a slot, or: supervisor, nats (default: the environment's TROUPE_SLOT, or nats)",
+    )
+    ping.add_argument("--state", metavar="DIR", help=f"the cluster's state folder (default: {DEFAULT_STATE})")
+    ping.add_argument("--config", metavar="FILE", help="take NATS from this configuration instead of a state folder")
 
 
 def _add_slots(commands: Any) -> None:
@@ -140,7 +163,7 @@ def _command(commands: Any, name: str, what: str, example: str, run: Run) -> arg
     command: argparse.ArgumentParser = commands.add_parser(
         name, help=what, description=f"{what[0].upper()}{what[1:]}.", epilog=f"example: {example}"
     )
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, parser=command)
     return command
 
 
@@ -213,6 +236,12 @@ def _restart(options: argparse.Namespace) -> Code:
     from supervisor.commands.orders import restart
 
     return restart(options)
+
+
+def _ping(options: argparse.Namespace) -> Code:
+    from supervisor.commands.ping import ping
+
+    return ping(options)
 
 
 def _logs(options: argparse.Namespace) -> Code:

@@ -1,4 +1,4 @@
-"""`troupe submit`: ask a model something and read the answer as it comes."""
+"""`troupe submit`: ask a model something and read the answer as it comes, or have a text turned into a vector."""
 
 import asyncio
 import sys
@@ -31,12 +31,24 @@ async def _submit(options: Namespace, prompt: str, nats: Nats, prefix: str, mode
         messages.insert(0, {"role": "system", "content": options.system})
     try:
         async with Client(nats, prefix=prefix) as troupe:
+            if options.embed:
+                await _embed(troupe, model, prompt, options)
+                return Code.OK
             await _show(troupe.chat(model, messages, **fields), stream=not options.no_stream, as_json=options.json)
     except RequestError as error:
         raise CommandError(Code.REFUSED, f"{model}: {error.message} ({error.code})") from None
     except BusError as error:
         raise CommandError(Code.NOT_RUNNING, str(error)) from None
     return Code.OK
+
+
+async def _embed(troupe: Client, model: str, prompt: str, options: Namespace) -> None:
+    """Write a text's vector: its numbers alone, or with the usage."""
+    fields = {} if options.timeout is None else {"timeout": options.timeout}
+    answer = await troupe.embed(model, prompt, **fields)
+    vector = answer.vectors[0].tolist()
+    found = {"id": answer.id, "embedding": vector, "usage": answer.usage}
+    say(pretty(found) if options.json else codec.to_json(vector).decode())
 
 
 async def _show(answers: AsyncIterator[Delta | Done], *, stream: bool, as_json: bool) -> None:

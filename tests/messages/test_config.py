@@ -39,7 +39,7 @@ def test_a_good_one_has_its_slots_in_starting_order(tmp_path: Path) -> None:
         (("count: 2", "count: -1"), "models[0].cast[...].count: expected `int` >= 0"),
         (("count: 2", "restart: {intensty: 3}"), "restart.intensty: unknown; did you mean 'intensity'?"),
         (("processor: {count: 2}, ", ""), "there is no processor"),
-        ((", decode: {}", ""), "there is no decode"),
+        ((", decode: {}", ""), "there is neither decode nor encoder"),
         (("decode: {}", "decode: {min_ready: 2}"), "min_ready: 2 is more than count (1)"),
         (("decode: {}", "decode: {gpus: [[0], [1]]}"), "gpus: 2 lists for 1 slots"),
         (("    path: ./model\n", ""), "path: missing"),

@@ -48,7 +48,9 @@ def test_specs_stand_in_starting_order_with_nothing_left_open() -> None:
 def test_every_configuration_that_comes_with_troupe_is_well(path: Path) -> None:
     cluster = read(path)
     check_files(cluster)
-    assert {spec.role for spec in specs_of(cluster, has_gpu=False).values()} >= {"processor", "decode"}
+    roles = {spec.role for spec in specs_of(cluster, has_gpu=False).values()}
+    assert "processor" in roles
+    assert roles & {"decode", "encoder"}
 
 
 def test_a_gpu_belongs_to_one_slot() -> None:

@@ -42,6 +42,8 @@ SILENT: Final = 5.0
 SILENT_A_TOKEN: Final = 0.01
 """Seconds more for each token of a part: 100 tokens/s is slow even for a CPU."""
 LOOK: Final = 1.0
+AVOID: Final = 1.0
+"""Seconds for which a part is not given to an encoder that has just not done it: it looks idle, and would draw it."""
 
 
 class Embedder:
@@ -148,10 +150,12 @@ class Embedder:
 
     def _feed(self, request: Embedding) -> bool:
         """Give out as many parts as may be; return whether any is out: as those end, the rest follow."""
-        seats = self._view.by_role("encoder", self._loop.time())
+        now = self._loop.time()
+        seats = self._view.by_role("encoder", now)
         while request.pending and len(request.out) < OUT_EACH * max(1, len(seats)):
             part = request.pending[0]
-            seat = choose(b"", seats, part.refused, self._chance)
+            taking = [seat for seat in seats if part.refused.get(seat.incarnation, 0.0) <= now]
+            seat = choose(b"", taking, {}, self._chance)
             if seat is None:
                 break
             request.pending.popleft()
@@ -257,7 +261,7 @@ class Embedder:
             self._elsewhere(part, why, seat)
 
     def _elsewhere(self, part: Part, why: str, seat: Seat | None = None) -> None:
-        """Begin a part's next attempt; the seat that it was at is asked again only when something has changed there."""
+        """Begin a part's next attempt; the seat that it was at is not asked again at once."""
         request = part.request
         if request.over:
             return
@@ -265,7 +269,7 @@ class Embedder:
         if part.seat is not None:
             self._withdraw(part)
         if seat is not None:
-            part.refused[seat.incarnation] = seat.version
+            part.refused[seat.incarnation] = self._loop.time() + AVOID
         log.info("request %s: %s; the part goes elsewhere", part.key, why)
         part.attempt += 1
         part.got = bytearray()

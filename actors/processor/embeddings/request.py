@@ -21,7 +21,8 @@ LENGTH_BYTES: Final = 5
 class Part:
     """Some of a request's inputs: at most one attempt of it counts, at one seat.
 
-    `progress` is when its seat has last shown a sign of work, and `steps` what it showed.
+    `progress` is when its seat has last shown a sign of work, and `steps` what it showed. `refused` says until when an
+    incarnation is not asked for it again.
     """
 
     __slots__ = (
@@ -51,7 +52,7 @@ class Part:
         self.progress = 0.0
         self.steps = 0
         self.crashes = 0
-        self.refused: dict[str, int] = {}
+        self.refused: dict[str, float] = {}
         self.got = bytearray()
 
     @property
