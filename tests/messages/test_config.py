@@ -3,11 +3,13 @@
 import socket
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from messages import config
+from messages import config, config_page
 from messages.config import ConfigError
 from messages.ids import alias_of
+from tests.harness import ROOT
 
 GOOD = """
 publisher: {enabled: true, name: one}
@@ -78,3 +80,15 @@ def test_a_slot_that_is_not_there_brings_the_nearest(tmp_path: Path) -> None:
     cluster = config.parse(GOOD.encode(), tmp_path)
     with pytest.raises(ConfigError, match="did you mean 'Qwen_Qwen3-0_6B-decode-0'"):
         config.find_slot(cluster, "Qwen_Qwen3-0_6B-decode-00")
+
+
+def test_the_page_of_the_configuration_is_the_one_made_from_the_code() -> None:
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    assert page == config_page.as_markdown(), "run: python -m messages.config_page > docs/configuration.md"
+
+
+def test_every_key_of_the_page_s_many_is_known_and_none_is_missing() -> None:
+    page = config_page.as_markdown()
+    for kind in (config.Cluster, config.Nats, config.Model, config.Part, config.Limits, config.Http):
+        for field in msgspec.structs.fields(kind):
+            assert f"\n| `{field.encode_name}` | " in page
