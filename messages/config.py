@@ -46,9 +46,10 @@ class Tls(Written, kw_only=True):
 class Nats(Written, kw_only=True):
     """Which NATS server to use; without a URL the supervisor starts one of its own on a free loopback port.
 
-    `url` is one or a list of them (nats:// or tls://). `port` and `max_payload` (bytes) are for a server of our own; port
-    0 is a free one. `credentials` is a file as `nsc generate creds` makes (it needs `pip install
-    'troupe[credentials]'`). `grace` is how many seconds an actor goes on without NATS before it exits. `password_file` is a file whose first line is the password, as managers of containers hand out secrets.
+    `url` is one or a list of them (nats:// or tls://). `port` and `max_payload` (bytes) are for a server of our
+    own; port 0 is a free one. `credentials` is a file as `nsc generate creds` makes (it needs `pip install
+    'troupe[credentials]'`). `grace` is how many seconds an actor goes on without NATS before it exits.
+    `password_file` is a file whose first line is the password, as managers of containers hand out secrets.
     """
 
     url: str | list[str] = []
@@ -114,11 +115,12 @@ class Simulated(Written, kw_only=True):
 class Part(Written, kw_only=True):
     """One role in a model's cast: how many slots, what each takes, and how it is started.
 
-    `capacity` is how many requests a slot takes at once. `load_deadline` and `drain_deadline` are in seconds. `args` are SGLang's own arguments (any name of its ServerArgs) for this role; `gpus` are the indices a slot owns,
-    one list for each slot. `min_ready` is how many must be ready for the gate to stay open. `advertise` is the address
-    at which other hosts reach this one (decode reaches prefill's bootstrap server there): an address, a host's name, or
-    `auto` for whatever the name of the actor's own host stands for. `spawn: external` says that another manager starts
-    the slots (docs/external.md); left at `auto`, the model's `spawn` counts.
+    `capacity` is how many requests a slot takes at once. `load_deadline` and `drain_deadline` are in seconds.
+    `args` are SGLang's own arguments (any name of its ServerArgs) for this role; `gpus` are the indices a slot
+    owns, one list for each slot. `min_ready` is how many must be ready for the gate to stay open. `advertise` is
+    the address at which other hosts reach this one (decode reaches prefill's bootstrap server there): an address, a
+    host's name, or `auto` for whatever the name of the actor's own host stands for. `spawn: external` says that
+    another manager starts the slots (docs/external.md); left at `auto`, the model's `spawn` counts.
     """
 
     count: Count = 1
@@ -180,7 +182,8 @@ class Limits(Written, kw_only=True):
     """Bounds of a processor: requests held at a closed gate, requests in flight, bytes and seconds of one.
 
     `timeout` is the deadline of a request that names none, in seconds, and the most that one may ask for;
-    `retry_after` what a refused one is told to wait. `inputs` is how many texts one request for embeddings may have (OpenAI's API takes 2,048).
+    `retry_after` what a refused one is told to wait. `inputs` is how many texts one request for embeddings may have
+    (OpenAI's API takes 2,048).
     """
 
     queued: Count = 1_000
@@ -194,16 +197,17 @@ class Limits(Written, kw_only=True):
 class Model(Written, kw_only=True):
     """One served model: its files, its engine and its cast.
 
-    `path` is a folder (from the configuration's folder, if relative) or a Hugging Face id, which is downloaded where it
-    is not in the local cache. `tokenizer` is the folder or file with `tokenizer.json` where that is not in `path`.
-    `chat_template` is a file with a Jinja template in place of the model's own. `reasoning_parser` (qwen3) and
-    `tool_call_parser` (qwen25) read thinking and calls out of the text. `engine_tokenizer: false` spares the engine a
-    tokenizer of its own; without it there are no grammars and no `min_tokens`. `context_length` (tokens) bounds a
-    request below what the model allows. `args` are SGLang's own arguments and `env` variables for every slot of the
-    model, those of a part before them. `load_deadline` is in seconds; a download does not count. `alias` stands for the name in subjects and slots. A cast of
-    processor and encoder makes an embedding model, one with decode a model that generates. `serves` lists the endpoint
-    kinds that clients may use; left out, chat and completions, or embeddings. Token ids (kind `generate`, on NATS
-    alone) are always taken by a model that generates.
+    `path` is a folder (from the configuration's folder, if relative) or a Hugging Face id, which is downloaded
+    where it is not in the local cache. `tokenizer` is the folder or file with `tokenizer.json` where that is not in
+    `path`. `chat_template` is a file with a Jinja template in place of the model's own. `reasoning_parser` (qwen3)
+    and `tool_call_parser` (qwen25) read thinking and calls out of the text. `engine_tokenizer: false` spares the
+    engine a tokenizer of its own; without it there are no grammars and no `min_tokens`. `context_length` (tokens)
+    bounds a request below what the model allows. `args` are SGLang's own arguments and `env` variables for every
+    slot of the model, those of a part before them. `load_deadline` is in seconds; a download does not count.
+    `alias` stands for the name in subjects and slots. A cast of processor and encoder makes an embedding model, one
+    with decode a model that generates. `serves` lists the endpoint kinds that clients may use; left out, chat and
+    completions, or embeddings. Token ids (kind `generate`, on NATS alone) are always taken by a model that
+    generates.
     """
 
     name: Annotated[str, Meta(min_length=1, max_length=256)]
@@ -332,18 +336,24 @@ def check(cluster: Cluster) -> None:
     _check_nats(cluster)
 
 
+def wrong_url(urls: list[str]) -> str | None:
+    """Say what is wrong with the first NATS URL that cannot be used; None if all can."""
+    for url in urls:
+        scheme = url.partition("://")[0] if "://" in url else "nats"
+        if scheme not in SCHEMES:
+            known = " and ".join(f"{scheme}://" for scheme in SCHEMES)
+            return f"{url!r} begins with {scheme}://; {known} can be used (a server's websocket port cannot)"
+    return None
+
+
 def _check_nats(cluster: Cluster) -> None:
     nats = cluster.nats
     if nats.password is not None and nats.password_file is not None:
         raise ConfigError("nats.password_file: there is a password, too; give one of the two")
     if nats.password_file is not None and nats.user is None:
         raise ConfigError("nats.password_file: there is no `user` whose password that would be")
-    for url in nats.urls:
-        scheme = url.partition("://")[0] if "://" in url else "nats"
-        if scheme not in SCHEMES:
-            raise ConfigError(
-                f"nats.url: {url!r} begins with {scheme}://; {', '.join(f'{known}://' for known in SCHEMES)} are known"
-            )
+    if (why := wrong_url(nats.urls)) is not None:
+        raise ConfigError(f"nats.url: {why}")
     external = [slot for slot, (model, named) in slots_of(cluster).items() if model.spawn_of(named.role) == "external"]
     if external and not nats.urls:
         raise ConfigError(

@@ -13,7 +13,7 @@ import pytest
 from tests.messages.samples import JSON, MSGPACK, decoded, encoded, shapes
 
 WIDENED = {("submit.Completion", "prompt")}
-"""Fields of clients' requests that take more than they did; what was written for the old type is still read as it was."""
+"""Fields of clients' requests that take more than they did; what was written for the old type still reads the same."""
 
 GOLDEN = Path(__file__).parent / "golden.json"
 NAMES = [*MSGPACK, *JSON]
