@@ -26,7 +26,7 @@ from nats.js import JetStreamContext
 from nats.js.api import KeyValueConfig, StreamConfig
 from nats.js.kv import KeyValue
 
-from messages.config import Nats
+from messages.config import Nats, wrong_url
 
 log = logging.getLogger("troupe.bus")
 
@@ -115,6 +115,8 @@ class Bus:
         urls = config.urls
         if not urls:
             raise BusError("no NATS URL: the configuration has none and none was given with --nats")
+        if (why := wrong_url(urls)) is not None:
+            raise BusError(f"not a NATS URL: {why}")
         nc = _Connection()
         bus = cls(nc, urls)
         options: dict[str, Any] = {

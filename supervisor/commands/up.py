@@ -38,6 +38,10 @@ def up(options: Namespace) -> Code:
     folder = Folder(Path(options.state or cluster.state))
     try:
         folder.make()
+    except (FileExistsError, NotADirectoryError):
+        raise CommandError(
+            Code.FAILED, f"the state folder {folder.root} cannot be made: a file is in its place; --state names another"
+        ) from None
     except OSError as error:
         raise CommandError(Code.FAILED, f"the state folder {folder.root} cannot be made: {error.strerror}") from None
     try:

@@ -186,3 +186,19 @@ def test_the_help_says_what_the_exit_codes_mean(troupe: Troupe) -> None:
     assert done.returncode == 0
     for code in (0, 1, 2, 3, 4, 5, 6, 7, 130):
         assert f"\n  {code} " in done.stdout
+
+
+def test_a_file_where_the_state_folder_should_be(tmp_path: Path, troupe: Troupe, cluster: Cluster) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    for path in (file, file / "below"):
+        told = troupe("up", str(cluster.config), "--state", str(path))
+        assert (told.returncode, told.stdout) == (1, "")
+        assert f"{path} cannot be made: a file is in its place" in told.stderr
+
+
+def test_an_option_that_is_none_is_answered_with_the_usage_of_its_command(troupe: Troupe) -> None:
+    told = troupe("up", "--bad", "configs/demo.yaml")
+    assert told.returncode == 2
+    assert told.stderr.startswith("usage: troupe up ")
+    assert "unrecognized arguments: --bad" in told.stderr
