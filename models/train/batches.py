@@ -166,18 +166,18 @@ def _make(seed: str, index: int, size: int) -> Batch:
     return training_batch(_encoder, seed, index, size)
 
 
-def training_batches(tokenizer: Tokenizer, seed: str, size: int, count: int, processes: int) -> Iterator[Batch]:
-    """Make batches 0 to `count`, in order. With no processes they are made where they are used."""
+def training_batches(tokenizer: Tokenizer, seed: str, size: int, indices: range, processes: int) -> Iterator[Batch]:
+    """Make these batches, in order. With no processes they are made where they are used."""
     if processes == 0:
         encoder = Encoder(tokenizer)
-        for index in range(count):
+        for index in indices:
             yield training_batch(encoder, seed, index, size)
         return
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(processes, context, _start, (tokenizer.to_str(),))
     waiting: deque[Future[Batch]] = deque()
     try:
-        for index in range(count):
+        for index in indices:
             waiting.append(pool.submit(_make, seed, index, size))
             if len(waiting) > processes * AHEAD:
                 yield waiting.popleft().result()

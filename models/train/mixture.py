@@ -22,13 +22,13 @@ class Skill(NamedTuple):
 
 
 SKILLS: dict[str, Skill] = {
-    "counting": Skill(counting.make, 15),
-    "spelling": Skill(words.spell, 11),
-    "reversing": Skill(words.reverse, 13),
+    "counting": Skill(counting.make, 18),
+    "spelling": Skill(words.spell, 8),
+    "reversing": Skill(words.reverse, 11),
     "sorting": Skill(words.sort, 13),
     "arithmetic, thinking": Skill(arithmetic.make, 8, True),
-    "arithmetic, direct": Skill(arithmetic.make, 10, False),
-    "tools": Skill(tools.make, 15),
+    "arithmetic, direct": Skill(arithmetic.make, 9, False),
+    "tools": Skill(tools.make, 18),
     "tool results": Skill(tools.make_result, 3),
     "JSON shapes": Skill(shapes.make, 8),
     "copying": Skill(copying.make, 6),

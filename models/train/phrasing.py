@@ -20,9 +20,26 @@ BEFORE = [
 ]
 GREETED = ["Hi! ", "Hello, ", "Hey, ", "Ok, ", "Hello! ", "Hi, ", "So, ", "Well, "]
 
+AFTER = [
+    " for me",
+    " for me",
+    " for me",
+    " for me please",
+    " now",
+    ", thank you",
+    " and then stop",
+    " right now",
+    " again",
+    ", will you",
+]
 
-def dress(source: Source, text: str, *, order: bool = True) -> str:
-    """Return the request as some person might type it. `order` says that it starts with a verb in the imperative."""
+
+def dress(source: Source, text: str, *, order: bool = True, tail: bool = False) -> str:
+    """Return the request as some person might type it.
+
+    `order` says that it starts with a verb in the imperative, `tail` that "for me" may follow without being mistaken
+    for a part of what is asked.
+    """
     roll = source.rng.random()
     if order and roll < 0.2:
         before = source.pick(BEFORE)
@@ -31,7 +48,9 @@ def dress(source: Source, text: str, *, order: bool = True) -> str:
             text = text[:-1] + "?"
     elif roll < 0.25:
         text = source.pick(GREETED) + _lowered(text)
-    elif roll < 0.3 and text.endswith("."):
+    elif tail and roll < 0.29 and text[-1] in ".?":
+        text = text[:-1] + source.pick(AFTER) + text[-1]
+    elif roll < 0.33 and text.endswith("."):
         text = text[:-1] + source.pick([" please", ", please.", ", please", " please."])
     if source.chance(0.15):
         text = _lowered(text)

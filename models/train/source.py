@@ -2,7 +2,7 @@
 
 Each thing that a skill can be asked (these numbers, this word, this call) has a key. A hash of the key alone says
 whether it is held out, so the two kinds cannot meet, whatever the seeds are. Single values that are copied (a word, a
-city, a name) have keys too: training draws no held-out one, though gluing pieces of words may now and then make one.
+city, a name) have keys too: training never has a held-out one.
 """
 
 import hashlib
@@ -98,7 +98,13 @@ class Source:
         return chosen
 
     def made_up(self) -> str:
-        """Make a word that looks pronounceable, or one glued from pieces of real words."""
+        """Make a word that looks pronounceable, or one glued from pieces of real ones; in training, no held-out one."""
+        made = self._glued()
+        while not self.held_out and is_held_out(f"value {made}"):
+            made = self._glued()
+        return made
+
+    def _glued(self) -> str:
         if self.chance(0.5):
             parts = [self.pick(ONSETS) + self.pick(VOWELS) + self.pick(CODAS) for _ in range(self.number(1, 3))]
             return "".join(parts)

@@ -74,6 +74,11 @@ def save(tokenizer: Tokenizer, folder: Path) -> None:
     (folder / "chat_template.jinja").write_text(TEMPLATE_FILE.read_text(encoding="utf-8"), encoding="utf-8")
 
 
+def load(folder: Path) -> Tokenizer:
+    """Read the tokenizer of a folder that `save` wrote."""
+    return Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
 def token_id(tokenizer: Tokenizer, token: str) -> int:
     """Return the id of a token. Raises ValueError when the tokenizer has no such token."""
     number = tokenizer.token_to_id(token)

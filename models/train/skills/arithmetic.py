@@ -13,7 +13,9 @@ def make(source: Source) -> Exchange:
     """Make a sum or a difference."""
     first, second, plus = source.fresh(lambda: _draw(source), _key)
     ask = source.pick(ADD if plus else SUBTRACT)
-    text = dress(source, ask.format(a=first, b=second), order=ask[0] in "ACSTW" and not ask.startswith("What"))
+    text = dress(
+        source, ask.format(a=first, b=second), order=ask[0] in "ACSTW" and not ask.startswith("What"), tail=True
+    )
     result = first + second if plus else first - second
     plan = f"{first} {'+' if plus else '-'} {second}\n" + (
         add_by_columns(first, second) if plus else subtract_by_columns(first, second)

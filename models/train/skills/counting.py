@@ -12,6 +12,7 @@ MOST_TOKENS = 2000
 TO = PHRASES["counting"]["to"]
 UP = PHRASES["counting"]["up"]
 DOWN = PHRASES["counting"]["down"]
+BY_UP, BY_DOWN = PHRASES["counting"]["by_up"], PHRASES["counting"]["by_down"]
 STEPS = PHRASES["counting"]["steps"]
 PARITY = PHRASES["counting"]["parity"]
 SMALL = (
@@ -57,10 +58,12 @@ def exchange(source: Source, count: Count) -> Exchange:
     if step > 1 or source.chance(0.05):
         ending = "." if ask.endswith(".") else ""
         ask = ask.removesuffix(".") + source.pick(STEPS) + ending
+    if step > 1 and source.chance(0.25):
+        ask = source.pick(BY_DOWN if down else BY_UP)
     if step == 2 and not down and source.chance(0.3):
         ask = source.pick(PARITY).replace("{p}", "odd" if first % 2 else "even")
     said = _spelled if max(first, last, step) <= 100 and source.chance(0.15) else str
-    text = dress(source, ask.format(a=said(first), b=said(last), k=said(step)))
+    text = dress(source, ask.format(a=said(first), b=said(last), k=said(step)), tail=True)
     plan = f"Count {'down ' if down else ''}from {first} to {last} in steps of {step}."
     return Exchange("counting", _key(count), asked(text), ", ".join(map(str, count.numbers())), plan)
 

@@ -11,6 +11,7 @@ from models.train.phrasing import PHRASES, dress
 from models.train.source import DATA, LEXICON, Source
 
 RECORDS: list[dict[str, Any]] = tomllib.loads((DATA / "records.toml").read_text(encoding="utf-8"))["record"]
+SUMS = PHRASES["json"]["sums"]
 BEFORE, AFTER, KEYS = PHRASES["json"]["before"], PHRASES["json"]["after"], PHRASES["json"]["keys"]
 FREE_KINDS = [
     "word",
@@ -34,6 +35,8 @@ def make(source: Source) -> Exchange:
 
 
 def _draw(source: Source) -> Exchange:
+    if source.chance(0.06):
+        return _sum(source)
     free = source.chance(0.35)
     record: dict[str, Any] = {"fields": _invented(source)} if free else source.pick(RECORDS)
     fields = record["fields"]
@@ -61,6 +64,17 @@ def _draw(source: Source) -> Exchange:
     text = form.format(facts=facts, keys=_named(source, wanted), shape=shape)
     text = text if form.startswith("{facts}") else dress(source, text)
     return Exchange("JSON shapes", f"json {answer}", asked(text), answer, f"JSON with {', '.join(wanted)}.")
+
+
+def _sum(source: Source) -> Exchange:
+    first, second = source.number(0, 99), source.number(0, 99)
+    plain, result = source.pick([(f"{first} + {second}", first + second), (f"{first} - {second}", first - second)])
+    name = source.pick(["answer", "result", "sum", "value", "total"])
+    ask = source.pick(SUMS).format(sum=f"what is {plain}?", plain=plain, shape=_shape(source, {name: result}))
+    text = ask if ask.startswith("what") else dress(source, ask)
+    return Exchange(
+        "JSON shapes", f"json {plain} {name}", asked(text), json.dumps({name: result}), f"{plain} = {result}"
+    )
 
 
 def _invented(source: Source) -> dict[str, Any]:

@@ -11,6 +11,14 @@ from models.train.source import CITIES, DATA, LEXICON, PEOPLE, PINNED, PROPER, S
 TALKS: list[dict[str, Any]] = tomllib.loads((DATA / "smalltalk.toml").read_text(encoding="utf-8"))["talk"]
 GLOSSARY: list[dict[str, Any]] = tomllib.loads((DATA / "glossary.toml").read_text(encoding="utf-8"))["entry"]
 UNKNOWN: dict[str, Any] = tomllib.loads((DATA / "unknown.toml").read_text(encoding="utf-8"))
+PLURAL = [
+    "What are {w}?",
+    "Explain {w}.",
+    "What do {w} do?",
+    "Tell me about {w}.",
+    "What are {w} in Troupe?",
+    "Define {w}.",
+]
 EXPLAIN, COMPARE = PHRASES["glossary"]["ask"], PHRASES["glossary"]["compare"]
 TERMS = {name.lower() for entry in GLOSSARY for name in entry["names"]} | {"page", "period", "warm", "spare"}
 TALKED = {ask.lower().rstrip("?.") for talk in TALKS for ask in talk["asks"]}
@@ -59,6 +67,10 @@ def explain(source: Source) -> Exchange:
     def draw() -> tuple[str, str, str]:
         entry = source.pick(GLOSSARY)
         name = source.pick(entry["names"])
+        if name not in UNCOUNTED and name[-1] != "s" and source.chance(0.1):
+            plural = f"{name[:-1]}ies" if name[-1] == "y" and name[-2] not in "aeiou" else f"{name}s"
+            text = dress(source, source.pick(PLURAL).format(w=plural))
+            return _key(source, text), text, entry["text"]
         if source.chance(0.08):
             other = source.pick([one for one in GLOSSARY if one is not entry])
             first, second = (f"{source.pick(['', _article(n)])}{n}" for n in (name, source.pick(other["names"])))
@@ -111,7 +123,7 @@ def _article(name: str) -> str:
 
 def _key(source: Source, text: str) -> str:
     said = _spoken(text)
-    return PINNED + said if source.held_out and said in PLAIN else said
+    return PINNED + said if said in PLAIN else said
 
 
 def _spoken(text: str) -> str:

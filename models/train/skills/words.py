@@ -8,25 +8,26 @@ SPELL = PHRASES["words"]["spell"]
 REVERSE = PHRASES["words"]["reverse"]
 SORT = PHRASES["words"]["sort"]
 TURN = PHRASES["words"]["turn"]
+SORT_DOWN = PHRASES["words"]["sort_down"]
 SORT_NUMBERS = PHRASES["words"]["sort_numbers"]
 SEPARATORS = [", ", ", ", ", ", ", ", " ", "\n", ",", "; "]
 
 
 def spell(source: Source) -> Exchange:
     """Make a request to spell a word: letters with hyphens between."""
-    word = source.fresh(lambda: _any_word(source), lambda w: f"word {w.lower()}")
-    text = dress(source, source.pick(SPELL).format(w=_quoted(source, word)))
-    return Exchange("spelling", f"word {word.lower()}", asked(text), "-".join(word), f"Spell {word}.")
+    word = source.fresh(lambda: _any_word(source), _word_key).replace(" ", "")
+    text = dress(source, source.pick(SPELL).format(w=_quoted(source, word)), tail=True)
+    return Exchange("spelling", _word_key(word), asked(text), "-".join(word), f"Spell {word}.")
 
 
 def reverse(source: Source) -> Exchange:
     """Make a request to reverse a word, now and then a list of words."""
     if source.chance(0.15):
         return _turned(source)
-    word = source.fresh(lambda: _any_word(source), lambda w: f"word {w.lower()}")
+    word = source.fresh(lambda: _any_word(source), _word_key)
     ask = source.pick(REVERSE).format(w=_quoted(source, word))
-    text = ask if ask.startswith(word) else dress(source, ask)
-    return Exchange("reversing", f"word {word.lower()}", asked(text), word[::-1], "-".join(word), letterwise=True)
+    text = ask if ask.startswith(word) else dress(source, ask, tail=True)
+    return Exchange("reversing", _word_key(word), asked(text), word[::-1], "-".join(word), letterwise=True)
 
 
 def sort(source: Source) -> Exchange:
@@ -34,6 +35,10 @@ def sort(source: Source) -> Exchange:
     if source.chance(0.1):
         return _sorted_numbers(source)
     words = source.fresh(lambda: _some_words(source, 10), _list_key)
+    if source.chance(0.06):
+        text = dress(source, source.pick(SORT_DOWN).format(l=_listed(source, words)))
+        downwards = ", ".join(sorted(words, key=str.lower, reverse=True))
+        return Exchange("sorting", _list_key(words), asked(text), downwards, f"Sort downwards: {', '.join(words)}")
     text = dress(source, source.pick(SORT).format(l=_listed(source, words)))
     ordered = ", ".join(sorted(words, key=str.lower))
     return Exchange("sorting", _list_key(words), asked(text), ordered, f"Sort: {', '.join(words)}")
@@ -58,6 +63,8 @@ def _turned(source: Source) -> Exchange:
 
 def _any_word(source: Source) -> str:
     roll = source.rng.random()
+    if roll > 0.97:
+        return f"{source.pick(LEXICON)} {source.pick(LEXICON)}"
     word = source.pick(LEXICON) if roll < 0.35 else source.letters() if roll > 0.93 else source.made_up()
     style = source.rng.random()
     return word.capitalize() if style < 0.12 else word.upper() if style < 0.16 else word
@@ -82,12 +89,18 @@ def _some_words(source: Source, most: int) -> list[str]:
     return words
 
 
+def _word_key(word: str) -> str:
+    return f"word {word.lower().replace(' ', '')}"
+
+
 def _list_key(words: list[str]) -> str:
     return f"list {' '.join(words).lower()}"
 
 
 def _listed(source: Source, words: list[str]) -> str:
     separator = source.pick(SEPARATORS)
+    if source.chance(0.05):
+        return "[" + ", ".join(words) + "]"
     if separator == ", " and len(words) > 1 and source.chance(0.2):
         return ", ".join(words[:-1]) + " and " + words[-1]
     return separator.join(words)
