@@ -33,6 +33,7 @@ from actors.engines.engine import (
     misfit,
 )
 from actors.outbox import Outbox
+from actors.probing import Prober
 from messages import codec, procfs
 from messages.bus import QUEUE, ServiceError, error_headers
 from messages.frames import Finish
@@ -144,6 +145,7 @@ class Worker(Actor):
         self.own(self._outbox.run)
         self.own(self._watch_engine)
         self._capacity = min(self.part.capacity, self._info.max_running)
+        self._prober = Prober(self._engine, self._info.dp_ranks, self.model.probe, self._busy)
         if self._info.kv_sources and self.cluster.publisher.events == "zmq":
             where = ", ".join(f"{at.endpoint} (replay {at.replay or 'none'})" for at in self._info.kv_sources)
             log.info("KV events stay on ZMQ: %s", where)
@@ -153,6 +155,9 @@ class Worker(Actor):
             (self.subjects.work(alias, self.role), QUEUE),
         ):
             self._subscriptions.append(await self.bus.subscribe(subject, self._on_work, queue=queue))
+
+    def _busy(self) -> bool:
+        return bool(self._running) or self.state is not State.READY
 
     def make_outbox(self) -> Outbox:
         """Make what sends to the processors."""
@@ -202,6 +207,7 @@ class Worker(Actor):
         running = Running(job, accept)
         self._running[running.key] = running
         self._idle.clear()
+        self._prober.work_came()
         loop = asyncio.get_running_loop()
         running.timer = loop.call_later(job.ttl, self._engine.abort, running.key)
         running.task = loop.create_task(work(partial(self.emit, running)))
@@ -291,11 +297,13 @@ class Worker(Actor):
             kv_total=figures.kv_total,
             children=self._engine.children(),
             loads=self._engine.loads(),
+            probe=self._prober.told(),
         )
 
     def tick(self) -> None:
-        """Look after unacknowledged frames."""
+        """Look after unacknowledged frames, and after the engine when it has nothing to do."""
         self._outbox.look_after()
+        self._prober.tick()
 
     async def _watch_engine(self) -> None:
         try:

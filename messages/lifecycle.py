@@ -149,12 +149,28 @@ class RankLoad(Struct, array_like=True):
     age: float = 0.0
 
 
+class Probed(Struct, kw_only=True, omit_defaults=True):
+    """How an engine's last health probe went, `age` seconds ago.
+
+    `result`: ok (answered within `seconds`), failed (the engine said so, in `message`), or silent (no answer within the
+    deadline). `failures` counts those since the last good one.
+    """
+
+    result: str
+    age: float = 0.0
+    seconds: float = 0.0
+    failures: int = 0
+    message: str = ""
+
+
 class Heartbeat(Struct, kw_only=True, omit_defaults=True):
     """The renewal of a lease, with what the routers and the watchers need.
 
     `steps` counts the batch outputs received from the engine; `prefilling` the requests admitted that have no token
     yet, `prefill_tokens` the length of their prompts together; `queued` those that the engine holds back; KV use is in
-    blocks. `loads` is the engine's own account for each DP rank, where it gives one.
+    blocks. `loads` is the engine's own account for each DP rank, where it gives one. `unanswerable` counts a
+    processor's requests whose reply subject is none that may be answered: all that is ever said of these. `probe` is
+    an engine's last health probe, None before the first.
     """
 
     slot: str
@@ -173,6 +189,8 @@ class Heartbeat(Struct, kw_only=True, omit_defaults=True):
     children: list[Child] = []
     loads: list[RankLoad] = []
     bus_reconnects: int = 0
+    unanswerable: int = 0
+    probe: Probed | None = None
 
 
 class Event(Struct, kw_only=True, omit_defaults=True):

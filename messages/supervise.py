@@ -6,6 +6,7 @@ from msgspec import Struct
 
 from messages.gate import Gate
 from messages.ids import Role
+from messages.lifecycle import Probed
 
 
 class Order(Struct, kw_only=True, omit_defaults=True):
@@ -28,7 +29,8 @@ class SlotStatus(Struct, kw_only=True, omit_defaults=True):
     whether requests may be sent there. `reason` is the last reason for a restart or a stop, `planned` whether it was
     asked for. `stage` is what a loading slot is at. The figures are those of the last heartbeat. `http` is the address
     of a processor's door or of the publisher's metrics; `events` are the ZMQ endpoints of KV events that stay there. An
-    external slot's `host` and `pid` are those that its actor has registered.
+    external slot's `host` and `pid` are those that its actor has registered. `probe` is the last health probe of an
+    engine that has been idle long enough for one.
     """
 
     slot: str
@@ -55,6 +57,7 @@ class SlotStatus(Struct, kw_only=True, omit_defaults=True):
     http: str = ""
     events: list[str] = []
     host: str = ""
+    probe: Probed | None = None
 
 
 class Status(Struct, kw_only=True, omit_defaults=True):

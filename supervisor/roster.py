@@ -1,7 +1,8 @@
 """Keeps who is registered, whose lease is live and who is stuck: pure, `(state, event, now) -> (state, findings)`.
 
-Evidence against a slot, the surest first: a process of its engine is stopped, a zombie or gone; it has work and shows
-no progress; its lease is over. A lease that is over is only a reason to look: at the process, and by asking the actor.
+Evidence against a slot, the surest first: a process of its engine is stopped, a zombie or gone; its engine, being idle,
+does not answer a health probe; it has work and shows no progress; its lease is over. A lease that is over is only a
+reason to look: at the process, and by asking the actor.
 Leases run on the observer's own monotonic clock and start anew, in full, whenever the observer could not see: after
 it was late itself, and after its bus was away.
 """
@@ -12,7 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from messages.ids import Role
-from messages.lifecycle import LEASE, Heartbeat, Registration, State
+from messages.lifecycle import LEASE, Heartbeat, Probed, Registration, State
 from supervisor.events import Bus, Tick
 from supervisor.spec import ENGINE_ROLES
 
@@ -27,6 +28,9 @@ WAITING: Final = 330.0
 fails such a request after 300 s. (Seen: decode full of long streams, and prefill killed for it after 30.)"""
 IDLE_CPU: Final = 0.1
 """Share of a core below which a process spends no CPU time worth the name: NIXL's threads alone take 0.04."""
+PROBE_FAILURES: Final = 2
+"""Health probes in a row that an engine has answered with a failure, after which it is taken to be ill. One that is not
+answered at all within its deadline is enough."""
 LOOK_AGAIN: Final = 2.0
 
 
@@ -214,6 +218,9 @@ def _beat(entry: Entry, beat: Heartbeat, now: float, findings: list[Finding]) ->
             found = {"T": "is stopped", "Z": "is a zombie", "X": "is gone"}[child.state]
             findings.append(Stuck(beat.slot, generation, f"its engine's process {child.pid} {found}"))
             return entry
+    if beat.probe is not None and (ill := _ill(beat.probe)):
+        findings.append(Stuck(beat.slot, generation, ill))
+        return entry
     working = beat.in_flight > beat.queued
     if not working or beat.steps != entry.mark_steps or entry.registration.role not in ENGINE_ROLES:
         return msgspec.structs.replace(entry, mark=now, mark_steps=beat.steps, mark_cpu=cpu)
@@ -223,6 +230,15 @@ def _beat(entry: Entry, beat: Heartbeat, now: float, findings: list[Finding]) ->
         why = f"stalled: {work}, no step for {still:.1f} s, {max(spent, 0.0):.2f} s of CPU time spent"
         findings.append(Stuck(beat.slot, generation, why))
     return entry
+
+
+def _ill(probe: Probed) -> str:
+    """Say what a health probe proves against its engine; nothing by an empty text."""
+    if probe.result == "silent":
+        return f"hangs while idle: a health probe had {probe.message}"
+    if probe.result == "failed" and probe.failures >= PROBE_FAILURES:
+        return f"{probe.failures} health probes failed: {probe.message}"
+    return ""
 
 
 def _patience(role: Role, beat: Heartbeat, *, spending: bool) -> float:

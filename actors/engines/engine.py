@@ -4,9 +4,11 @@ An engine is loaded in its process's main thread with no event loop running (SGL
 actor's loop. Everything above it, the base class, the router, the supervisor, cannot tell which engine it is.
 """
 
+import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Final, Literal
 
 from msgspec import Struct
 
@@ -40,6 +42,14 @@ class ConfigurationError(LoadError):
 
 class EngineDiedError(Exception):
     """The engine's own process is gone; the actor must end."""
+
+
+class ProbeError(Exception):
+    """A health probe was answered with a failure; the text says which."""
+
+
+FAKE_HOST: Final = "2.2.2.2"
+"""SGLang's name (`FAKE_BOOTSTRAP_HOST`) for a hand-over that nobody takes part in: for warm-up and health probes."""
 
 
 class EngineInfo(Struct, kw_only=True):
@@ -76,6 +86,9 @@ class Figures(Struct, kw_only=True):
 class Generation(Struct, kw_only=True):
     """One stream asked of an engine; `prompt` is packed token ids, `key` unique among those under way.
 
+    `dp_rank` is the DP rank that it must run on, None for any.
+
+
     `rank` gets log-probabilities, where the sampling asks for them.
     """
 
@@ -83,6 +96,7 @@ class Generation(Struct, kw_only=True):
     prompt: bytes
     sampling: Sampling
     bootstrap: Bootstrap | None = None
+    dp_rank: int | None = None
     rank: Rank | None = None
 
 
@@ -143,6 +157,14 @@ class Engine(ABC):
     async def close(self) -> None:
         """Free everything; the process ends afterwards."""
 
+    @abstractmethod
+    async def probe(self, rank: int) -> None:
+        """Have one DP rank do the smallest possible request; return when it has been done.
+
+        A prefill or decode engine does it against SGLang's fake bootstrap host. Cancelling gives it up. Raises
+        ProbeError for an answer that is a failure.
+        """
+
     def loads(self) -> list[RankLoad]:
         """Tell how loaded each DP rank is by the engine's own account; cheap, for heartbeats; empty if it has none."""
         return []
@@ -188,3 +210,31 @@ def _misfit(tokens: "memoryview[int]", info: EngineInfo, what: str, too_many: st
     if len(tokens) >= info.context_length:
         return f"{len(tokens)} {too_many} a context of {info.context_length}"
     return None
+
+
+async def generate_one(engine: Engine, token: int, rank: int, side: Disaggregation) -> None:
+    """Have an engine generate one token after one, greedily: `Engine.probe` for engines that generate."""
+    room = Bootstrap(host=FAKE_HOST, port=8998, room=rank) if side != "null" else None
+    sampling = Sampling(max_tokens=1, temperature=0, ignore_eos=True)
+    prompt = token.to_bytes(4, "little")
+    asked = Generation(key=f"probe-{uuid.uuid4()}", prompt=prompt, sampling=sampling, bootstrap=room, dp_rank=rank)
+    await _until_finished(partial(engine.generate, asked))
+
+
+async def encode_one(engine: Engine, token: int) -> None:
+    """Have an engine embed one token: `Engine.probe` for engines that embed."""
+    asked = Encoding(key=f"probe-{uuid.uuid4()}", inputs=[token.to_bytes(4, "little")])
+    await _until_finished(partial(engine.encode, asked))
+
+
+async def _until_finished(work: Callable[[Emit], Coroutine[object, object, None]]) -> None:
+    finishes: list[Finish] = []
+
+    def see(data: bytes, finish: Finish | None) -> None:
+        if finish is not None:
+            finishes.append(finish)
+
+    await work(see)
+    finish = finishes[0]
+    if finish.reason not in ("length", "stop", "prefilled", "encoded"):
+        raise ProbeError(f"{finish.reason} {finish.code}: {finish.message}")

@@ -18,6 +18,7 @@ import msgspec
 
 from actors.actor import Setup
 from actors.engines.engine import (
+    FAKE_HOST,
     ConfigurationError,
     Disaggregation,
     Emit,
@@ -29,6 +30,8 @@ from actors.engines.engine import (
     Generation,
     LoadError,
     Report,
+    encode_one,
+    generate_one,
 )
 from actors.engines.model_files import find_model
 from actors.engines.places import Places, prepare
@@ -44,7 +47,6 @@ from messages.work import Bootstrap, Sampling
 log = logging.getLogger("troupe.sglang")
 
 TRIED: Final = ("0.5.17", "0.5.23")
-FAKE_HOST: Final = "2.2.2.2"
 WARM_UP_TOKENS: Final = 4
 ABORT_SECONDS: Final = 2.0
 MESSAGE_LENGTH: Final = 500
@@ -97,6 +99,9 @@ class SglangEngine(Engine):
             raise LoadError(f"SGLang did not start: {type(error).__name__}: {error}") from error
         atexit.unregister(self._engine.shutdown)
         self._manager = self._engine.tokenizer_manager
+        known = inspect.signature(self._engine.async_generate).parameters
+        # 0.5.17 has only the older name.
+        self._rank_field = "routed_dp_rank" if "routed_dp_rank" in known else "data_parallel_rank"
         self._manager.signal_handler_class = _NoSignals
         if "enable_metrics" not in asked:
             # The scheduler's figures are free; those of each token that passes here cost a third of its time.
@@ -146,7 +151,7 @@ class SglangEngine(Engine):
             sampling = Sampling(max_tokens=WARM_UP_TOKENS, temperature=0, ignore_eos=True)
             prompt = pack_tokens(range(10, 14))
             await self.generate(
-                Generation(key=f"warm-up-{rank}", prompt=prompt, sampling=sampling, bootstrap=room), see
+                Generation(key=f"warm-up-{rank}", prompt=prompt, sampling=sampling, bootstrap=room, dp_rank=rank), see
             )
             if finishes[0].reason not in ("length", "prefilled"):
                 raise LoadError(f"no token came while warming up DP rank {rank}: {finishes[0].message}")
@@ -201,6 +206,14 @@ class SglangEngine(Engine):
         vector: list[float] = answer["embedding"]
         return vector
 
+    async def probe(self, rank: int) -> None:
+        """Generate one token after the one that begins texts, or embed it; embeddings SGLang spreads over its ranks."""
+        token = beginning(self._manager.model_config.hf_config, self._info.vocab_size)
+        if self._embeds:
+            await encode_one(self, token)
+        else:
+            await generate_one(self, token, rank, self._side)
+
     def _stop_parts(self, key: str, parts: "list[asyncio.Task[list[float]]]") -> None:
         """Stop what of an encoding is still under way, in the scheduler too; nobody wants to hear of it."""
         for at, part in enumerate(parts):
@@ -249,6 +262,8 @@ class SglangEngine(Engine):
                 "bootstrap_port": meeting.port,
                 "bootstrap_room": meeting.room,
             }
+        if asked.dp_rank is not None and self._info.dp_ranks > 1:
+            fields[self._rank_field] = asked.dp_rank
         async for chunk in await self._engine.async_generate(**fields):
             self._count_step()
             tokens, meta = chunk["output_ids"], chunk["meta_info"]
@@ -413,6 +428,17 @@ class _NoSignals:
     def running_phase_sigquit_handler(self, signum: int | None = None, frame: object = None) -> None:
         """Note that a child of SGLang has failed; `watch` sees it go."""
         log.error("a process of SGLang says that it failed")
+
+
+def beginning(config: Any, vocab_size: int) -> int:
+    """Return the id with which texts begin, by a model's configuration, or else one that is in every vocabulary."""
+    for part in (config, getattr(config, "text_config", None)):
+        for name in ("bos_token_id", "decoder_start_token_id", "eos_token_id", "pad_token_id"):
+            value = getattr(part, name, None)
+            token = value[0] if isinstance(value, list | tuple) and value else value
+            if isinstance(token, int) and 0 <= token < vocab_size:
+                return token
+    return 0
 
 
 def cut(vector: list[float], dimensions: int) -> list[float]:

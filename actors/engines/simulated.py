@@ -24,6 +24,7 @@ from typing import Any, Final
 
 from actors.actor import Setup
 from actors.engines.engine import (
+    FAKE_HOST,
     ConfigurationError,
     Disaggregation,
     Emit,
@@ -35,6 +36,8 @@ from actors.engines.engine import (
     Generation,
     LoadError,
     Report,
+    encode_one,
+    generate_one,
 )
 from actors.engines.kv_publisher import KvPublisher
 from actors.engines.places import Places, prepare
@@ -219,8 +222,15 @@ class SimulatedEngine(Engine):
         finally:
             del self._encoding[asked.key]
 
+    async def probe(self, rank: int) -> None:
+        """Generate one token, or one vector."""
+        if self._setup.slot.role == "encoder":
+            await encode_one(self, self._token_ids[0])
+        else:
+            await generate_one(self, self._token_ids[0], rank, self._side)
+
     async def _run_stream(self, stream: Stream, asked: Generation) -> None:
-        meeting = asked.bootstrap
+        meeting = asked.bootstrap if asked.bootstrap is None or asked.bootstrap.host != FAKE_HOST else None
         if self._side == "prefill" and self._prefill_side is not None and meeting is not None:
             async with self._prefill_side.room(meeting.room) as room:
                 await self._until(stream, room.reserved())
@@ -234,6 +244,8 @@ class SimulatedEngine(Engine):
             stream.cached = stream.length
         else:
             await self._until(stream, self._compute(stream))
+        if self._side == "prefill" and not stream.done.done():
+            stream.finish(b"", "prefilled")
         if not stream.done.done():
             self._waiting.append(stream)
             self._wake.set()

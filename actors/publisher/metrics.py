@@ -44,6 +44,14 @@ BEATS: Final[dict[str, Name]] = {
     "cpu_seconds": Name("troupe_slot_cpu_seconds", "counter", "CPU time of the actor's own process", SLOT),
     "rss_bytes": Name("troupe_slot_rss_bytes", "gauge", "Resident memory of the actor's own process", SLOT),
     "bus_reconnects": Name("troupe_slot_bus_reconnects", "counter", "Times that NATS was away and came back", SLOT),
+    "unanswerable": Name(
+        "troupe_slot_unanswerable", "counter", "Requests without a reply subject that may be used", SLOT
+    ),
+}
+PROBES: Final[dict[str, Name]] = {
+    "age": Name("troupe_slot_probe_age_seconds", "gauge", "Time since the last health probe's result", SLOT),
+    "seconds": Name("troupe_slot_probe_seconds", "gauge", "How long the last health probe took", SLOT),
+    "failures": Name("troupe_slot_probe_failures", "gauge", "Health probes that have failed, in a row", SLOT),
 }
 LOADS: Final[dict[str, Name]] = {
     "running": Name("troupe_rank_running", "gauge", "Requests in the engine's batch", RANK),
@@ -57,7 +65,8 @@ KV_LOST: Final = Name("troupe_kv_event_batches_lost", "counter", "Batches that w
 UNREADABLE: Final = Name("troupe_kv_event_batches_unreadable", "counter", "Batches in no form that we know", ())
 
 TABLE: Final = (
-    STATE, GENERATION, RESTARTS, HEARD, *BEATS.values(), *LOADS.values(), KV_BATCHES, KV_REPLAYED, KV_LOST, UNREADABLE
+    STATE, GENERATION, RESTARTS, HEARD, *BEATS.values(), *PROBES.values(), *LOADS.values(), KV_BATCHES, KV_REPLAYED,
+    KV_LOST, UNREADABLE,
 )  # fmt: skip
 """Every metric of ours."""
 
@@ -91,6 +100,8 @@ def ours(slots: Iterable[Watched], unreadable: int, now: float) -> list[Metric]:
             page.add(HEARD, round(now - slot.heard, 3), *labels)
             for field, line in BEATS.items():
                 page.add(line, getattr(slot.beat, field), *labels)
+            for field, line in PROBES.items() if slot.beat.probe is not None else ():
+                page.add(line, getattr(slot.beat.probe, field), *labels)
         for rank in slot.load.ranks if slot.load is not None else ():
             for field, line in LOADS.items():
                 page.add(line, getattr(rank, field), slot.name, str(rank.dp_rank))

@@ -125,7 +125,20 @@ def as_text(found: Status) -> str:
         how += f"{', degraded' if gate.degraded else ''}{': missing ' + missing if missing else ''}"
         lines.append(f"gate    {gate.model}: {how} (epoch {gate.epoch})")
     if found.slots:
-        heads = ["SLOT", "STATE", "FOR", "GEN", "RESTARTS", "IN FLIGHT", "QUEUED", "KV", "GPU", "PID", "LAST REASON"]
+        heads = [
+            "SLOT",
+            "STATE",
+            "FOR",
+            "GEN",
+            "RESTARTS",
+            "IN FLIGHT",
+            "QUEUED",
+            "KV",
+            "PROBE",
+            "GPU",
+            "PID",
+            "LAST REASON",
+        ]
         lines += ["", table([heads, *(_row(slot) for slot in found.slots)])]
     for slot in found.slots:
         if len(_reason(slot)) > REASON_LENGTH:
@@ -148,10 +161,15 @@ def _row(slot: SlotStatus) -> list[str]:
         f"{slot.in_flight}/{slot.capacity}" if slot.capacity else str(slot.in_flight),
         str(slot.queued),
         f"{100 * slot.kv_used / slot.kv_total:.0f}%" if slot.kv_total else "-",
+        _probe(slot),
         ",".join(map(str, slot.gpus)) or "-",
         f"external, {slot.host or 'not there'}" if slot.spawn == "external" else str(slot.pid or "-"),
         reason if len(reason := _reason(slot)) <= REASON_LENGTH else f"{reason[: REASON_LENGTH - 1]}…",
     ]
+
+
+def _probe(slot: SlotStatus) -> str:
+    return f"{slot.probe.result}, {span(slot.probe.age)} ago" if slot.probe is not None else "-"
 
 
 def _reason(slot: SlotStatus) -> str:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from messages.lifecycle import State
+from messages.lifecycle import Probed, State
 from supervisor import roster
 from supervisor.events import Bus, Tick
 from supervisor.roster import Beat, Lapsed, Late, Look, Looked, Registered, Roster, Stuck, Unregistered, Whole
@@ -216,3 +216,31 @@ def test_reading_the_registry_anew_keeps_leases_and_drops_who_has_gone() -> None
     assert Look(D0, 1) in watched.at(3.0, Tick())
     watched.at(3.1, Unregistered(D0))
     assert watched.at(9.0, Tick()) == []
+
+
+def test_an_idle_engine_that_does_not_answer_a_health_probe_is_stuck_whatever_else_its_heartbeats_say() -> None:
+    watched = Watched(D0)
+    well = Probed(result="ok", age=400.0, seconds=0.02)
+    assert watched.beats(0, 10, probe=well) == []
+    found = watched.at(11, Beat(beat(probe=Probed(result="silent", failures=1, message="no answer within 30 s"))))
+    assert [why for why in stuck(found) if "hangs while idle" in why and "no answer within 30 s" in why]
+
+
+def test_one_failed_health_probe_is_none_and_two_in_a_row_are_enough() -> None:
+    watched = Watched(D0)
+    failed = Probed(result="failed", failures=1, message="error 500: out of memory")
+    assert watched.beats(0, 10, probe=failed) == []
+    assert watched.beats(10.5, 12, probe=Probed(result="ok")) == []
+    found = watched.at(13, Beat(beat(probe=Probed(result="failed", failures=2, message="error 500: out of memory"))))
+    assert stuck(found) == ["2 health probes failed: error 500: out of memory"]
+
+
+def test_a_health_probe_of_an_earlier_life_proves_nothing() -> None:
+    watched = Watched(D0)
+    watched.at(1, Registered(registration(D0, 2)))
+    assert watched.at(2, Beat(beat(generation=1, probe=Probed(result="silent", failures=1)))) == []
+
+
+def test_a_slot_that_has_never_been_probed_is_judged_as_before() -> None:
+    watched = Watched(D0)
+    assert watched.beats(0, 60) == []
