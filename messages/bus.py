@@ -136,7 +136,7 @@ class Bus:
             "drain_timeout": 5,
         }
         if config.user is not None:
-            options |= {"user": config.user, "password": config.password or ""}
+            options |= {"user": config.user, "password": await asyncio.to_thread(_password, config)}
         if config.credentials is not None:
             await asyncio.to_thread(_check_credentials, config.credentials)
             options["user_credentials"] = config.credentials
@@ -471,6 +471,19 @@ def _stop_now(watcher: KeyValue.KeyWatcher) -> None:
 async def _give_up(nc: Nc) -> None:
     with contextlib.suppress(Exception):
         await nc.close()
+
+
+def _password(config: Nats) -> str:
+    """The password, read anew from its file at each connection. Raises BusError."""
+    if config.password_file is None:
+        return config.password or ""
+    try:
+        lines = Path(config.password_file).read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BusError(f"nats.password_file: {config.password_file} cannot be read: {error}") from None
+    if not lines or not lines[0]:
+        raise BusError(f"nats.password_file: {config.password_file} is empty; its first line is to be the password")
+    return lines[0]
 
 
 def _check_credentials(path: str) -> None:

@@ -45,6 +45,7 @@ LATE: Final = 2 * TICK
 PING_SECONDS: Final = 2.0
 ABORT_PAUSE: Final = 0.2
 TRIM_EVERY: Final = 60.0
+CANCEL_SECONDS: Final = 5.0
 
 
 class Supervisor:
@@ -123,8 +124,7 @@ class Supervisor:
                 await self._over.wait()
                 if ground.bus.connected:
                     await self._teller.write_gates(self._world.doors)
-                for task in background:
-                    task.cancel()
+                await _cancelled(background)
                 await self._slots.stop_parents()
             finally:
                 self._slots.close()
@@ -336,6 +336,15 @@ class Supervisor:
     async def _on_heartbeat(self, msg: Msg) -> None:
         with contextlib.suppress(msgspec.DecodeError):
             self._feed(roster.Beat(codec.from_json(msg.data, Heartbeat)))
+
+
+async def _cancelled(tasks: list[asyncio.Task[None]]) -> None:
+    """Cancel until all have ended: nats-py swallows a cancellation that meets it while it waits for an answer."""
+    deadline = time.monotonic() + CANCEL_SECONDS
+    while (left := [task for task in tasks if not task.done()]) and time.monotonic() < deadline:
+        for task in left:
+            task.cancel()
+        await asyncio.wait(left, timeout=0.1)
 
 
 def _registration(key: str, value: bytes) -> Registration | None:

@@ -1,5 +1,6 @@
 """How NATS is reached, as people write it: passwords in files, URLs, and what external slots need."""
 
+from asyncio import to_thread
 from pathlib import Path
 
 import msgspec
@@ -8,6 +9,7 @@ import pytest
 from messages import config
 from messages.bus import Bus, BusError
 from messages.config import ConfigError, Nats
+from tests.conftest import NatsServer
 
 BODY = """
 models:
@@ -32,19 +34,32 @@ def refused(folder: Path, nats: str = "", **more: str) -> str:
     return str(error.value)
 
 
-def test_a_password_can_lie_in_a_file(tmp_path: Path) -> None:
-    (tmp_path / "secret").write_text("hush hush\n")
-    nats = parse(tmp_path, "url: nats://there, user: troupe, password_file: secret").nats
-    assert (nats.user, nats.password) == ("troupe", "hush hush")
-    assert parse(tmp_path, f"url: nats://there, user: u, password_file: {tmp_path / 'secret'}").nats.password
+async def test_a_password_can_lie_in_a_file(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("hush-hush\n")
+    server = NatsServer(tmp_path / "jetstream", "--user", "troupe", "--pass", "hush-hush")
+    await to_thread(server.start)
+    try:
+        url = f'url: "{server.url}", user: troupe, password_file: secret'
+        nats = (await to_thread(parse, tmp_path, url)).nats
+        bus = await Bus.connect(nats, name="test", wait=5)
+        await bus.flush()
+        await bus.close()
+        (tmp_path / "secret").write_text("wrong")
+        with pytest.raises(BusError, match="Authorization Violation"):
+            await Bus.connect(nats, name="test", wait=1)
+        (tmp_path / "secret").write_text("\n")
+        with pytest.raises(BusError, match="secret is empty; its first line is to be the password"):
+            await Bus.connect(nats, name="test", wait=1)
+        (tmp_path / "secret").unlink()
+        with pytest.raises(BusError, match=r"secret cannot be read: \[Errno 2\]"):
+            await Bus.connect(nats, name="test", wait=1)
+    finally:
+        await to_thread(server.stop)
 
 
-def test_what_is_wrong_with_a_password_file_is_said(tmp_path: Path) -> None:
-    (tmp_path / "empty").write_text("\n")
-    assert "absent cannot be read: [Errno 2]" in refused(tmp_path, "url: nats://x, user: u, password_file: absent")
-    assert "its first line is to be the password" in refused(tmp_path, "url: nats://x, user: u, password_file: empty")
-    assert "no `user`" in refused(tmp_path, "url: nats://x, password_file: empty")
-    assert "give one of the two" in refused(tmp_path, "url: nats://x, user: u, password: p, password_file: empty")
+def test_what_makes_no_sense_of_a_password_file_is_refused(tmp_path: Path) -> None:
+    assert "no `user`" in refused(tmp_path, "url: nats://x, password_file: file")
+    assert "give one of the two" in refused(tmp_path, "url: nats://x, user: u, password: p, password_file: file")
 
 
 WRONG = ["ws://127.0.0.1:1", "http://there"]
