@@ -99,8 +99,11 @@ class Client:
         turns = [Message(role="user", content=messages)] if isinstance(messages, str) else messages
         return self._ask("chat", _made(Chat, model=model, messages=turns, **fields))
 
-    def completion(self, model: str, prompt: str | list[int], **fields: Any) -> "Answers":
-        """Continue a text, or token ids, answered in text. `fields` are those of `submit.Completion`."""
+    def completion(self, model: str, prompt: str | list[int] | list[str] | list[list[int]], **fields: Any) -> "Answers":
+        """Continue a text, or token ids, or several of either, answered in text.
+
+        `fields` are those of `submit.Completion`. A delta's `index` says which choice it belongs to.
+        """
         return self._ask("completion", _made(Completion, model=model, prompt=prompt, **fields))
 
     def generate(self, model: str, token_ids: list[int], **fields: Any) -> "Answers":
@@ -158,7 +161,7 @@ class _Request:
         self._body = body
         self._queue: asyncio.Queue[Msg] = asyncio.Queue(QUEUED)
         self._token = body.id.replace("-", "")
-        self._received: list[int] = []
+        self._received: list[list[int]] = [[] for _ in range(_choices(body))]
         self._attempt = 0
         self._owner: str | None = None
         self._deadline = time.monotonic() + (body.timeout or TIMEOUT) + SLACK
@@ -183,7 +186,7 @@ class _Request:
                             yield answer
                     case Done() | Error() if 0 < answer.attempt < self._attempt:
                         continue
-                    case Done() if answer.usage.completion_tokens > len(self._received):
+                    case Done() if answer.usage.completion_tokens > sum(map(len, self._received)):
                         await self._resume(subject)
                     case Done():
                         ended = True
@@ -200,13 +203,16 @@ class _Request:
 
     async def _is_new(self, delta: Delta, subject: str) -> bool:
         """Drop what an older owner still sends and what we have; ask again for what was lost on the way."""
-        if delta.attempt < self._attempt or delta.position < len(self._received):
+        if delta.attempt < self._attempt or delta.index >= len(self._received):
             return False
-        if delta.position > len(self._received):
+        received = self._received[delta.index]
+        if delta.position < len(received):
+            return False
+        if delta.position > len(received):
             await self._resume(subject)
             return False
         self._attempt = delta.attempt
-        self._received += delta.token_ids
+        received += delta.token_ids
         return True
 
     async def _submit(self, subject: str) -> None:
@@ -224,7 +230,12 @@ class _Request:
     async def _resume(self, subject: str) -> None:
         """Go on with whichever processor takes it, from what we have."""
         self._owner = None
-        self._body.resume = Resume(attempt=self._attempt, token_ids=self._received)
+        several = len(self._received) > 1
+        self._body.resume = Resume(
+            attempt=self._attempt,
+            token_ids=[] if several else self._received[0],
+            choices=self._received if several else None,
+        )
         self._attempt += 1
         await self._submit(subject)
 
@@ -250,7 +261,7 @@ class _Request:
         if not self._client._bus.connected:
             return
         if self._owner is None:
-            await (self._resume(subject) if self._received else self._submit(subject))
+            await (self._resume(subject) if any(self._received) else self._submit(subject))
         elif not await self._is_owned() and self._queue.empty():
             await self._resume(subject)
 
@@ -274,6 +285,18 @@ class _Request:
             raise RequestError(self._body.id, 503, message)
         await asyncio.sleep(0.2)
         await self._submit(subject)
+
+
+def _choices(body: Asked | Embed) -> int:
+    """Count the choices that a request asks for."""
+    prompts = 1
+    if (
+        isinstance(body, Completion)
+        and isinstance(body.prompt, list)
+        and not isinstance(next(iter(body.prompt), 0), int)
+    ):
+        prompts = len(body.prompt)
+    return prompts * (body.n or 1) if isinstance(body, Chat | Completion | Generate) else 1
 
 
 def _made(kind: type[Any], **fields: Any) -> Any:

@@ -19,6 +19,27 @@ Seed = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 Choices = Annotated[int, Meta(ge=1, le=128)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
 
+NOT_HERE: Final[dict[str, str]] = {
+    "audio": "answers are text",
+    "function_call": "use tool_choice",
+    "functions": "use tools",
+    "suffix": "text is continued at its end only",
+    "web_search_options": "nothing is searched",
+    "beam_width": "beams cannot be had; n samples several choices",
+    "use_beam_search": "beams cannot be had; n samples several choices",
+    "guided_json": "use response_format",
+    "guided_regex": "use regex",
+    "guided_grammar": "use ebnf",
+    "json_schema": "use response_format",
+    "structural_tag": "use response_format, regex or ebnf",
+    "structured_outputs": "use response_format, regex or ebnf",
+    "prompt_logprobs": "the prompt's own log-probabilities cannot be had",
+    "return_tokens_as_token_ids": "the kind 'generate' answers in token ids",
+    "lora_path": "adapters cannot be had",
+    "thinking": "use reasoning_effort or chat_template_kwargs",
+}
+"""Fields that others take and we refuse, each with what to do instead, or why."""
+
 MOST_CHOICES: Final = 128
 """How many choices one request may have, counted over all its prompts."""
 
@@ -234,7 +255,10 @@ class Accepted(Struct, kw_only=True, tag="accepted"):
 
 
 class Likely(Struct, kw_only=True):
-    """One token that might have come, with the natural logarithm of its probability and its UTF-8 bytes."""
+    """One token that might have come, with the natural logarithm of its probability.
+
+    `bytes` is what it adds to the text, in UTF-8: nothing for a special token that the text leaves out.
+    """
 
     id: int
     token: str

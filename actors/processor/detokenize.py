@@ -26,7 +26,7 @@ class Detokenizer(Protocol):
 
 
 class Pieces:
-    """What each id of one tokenizer says, made once; `shown` leaves the special tokens out, `whole` has them too.
+    """What each id of one tokenizer says, made once; `shown` leaves the `special` tokens out, `whole` has them too.
 
     Both are None for a tokenizer whose text is not its tokens' bytes put together (WordPiece and the like).
     """
@@ -34,6 +34,7 @@ class Pieces:
     def __init__(self, coder: Coder, whole: list[bytes] | None, special: set[int]) -> None:
         self._coder = coder
         self.whole = whole
+        self.special = special
         self.shown = whole and [b"" if at in special else piece for at, piece in enumerate(whole)]
 
     @classmethod

@@ -199,7 +199,7 @@ class Dispatcher:
         if item.tokens:
             ids = codec.unpack_tokens(item.tokens)
             ranked = None
-            if job.asked.pieces is not None:
+            if job.asked.names is not None:
                 if (ranked := _ranked(item, len(ids))) is None:
                     where = short(leg.seat.registration.slot, leg.seat.registration.generation)
                     self._journal.end(job, job.error(500, f"{where} gave no log-probabilities with its tokens"))

@@ -7,7 +7,7 @@ from typing import Any, Final, get_args, get_type_hints
 import msgspec
 
 from actors.processor.refusal import RefusalError
-from messages.submit import Message
+from messages.submit import NOT_HERE, Message
 
 _UNKNOWN: Final = re.compile(r"Object contains unknown field `(?P<name>[^`]*)`(?: - at `\$\.?(?P<path>[^`]*)`)?")
 _MISSING: Final = re.compile(r"Object missing required field `(?P<name>[^`]*)`(?: - at `\$\.?(?P<path>[^`]*)`)?")
@@ -27,7 +27,8 @@ def refusal(error: Exception, kind: type[msgspec.Struct], form: str) -> RefusalE
         where = _join(unknown["path"], unknown["name"])
         known = [] if unknown["path"] else [field.encode_name for field in msgspec.structs.fields(kind)]
         close = difflib.get_close_matches(unknown["name"], known, n=1, cutoff=0.5)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        instead = "" if unknown["path"] else NOT_HERE.get(unknown["name"], "")
+        hint = f"; {instead}" if instead else f"; did you mean {close[0]!r}?" if close else ""
         return RefusalError(400, f"{where}: there is no such field{hint}", param=where)
     if missing := _MISSING.fullmatch(text):
         where = _join(missing["path"], missing["name"])

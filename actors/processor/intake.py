@@ -11,6 +11,7 @@ from actors.processor import explain, grammars, parsers
 from actors.processor.choices import choice_id
 from actors.processor.continuing import why_not_continued
 from actors.processor.journal import Asked
+from actors.processor.logprobs import Names
 from actors.processor.output import Output
 from actors.processor.parsers import forced
 from actors.processor.parsers.parser import Parser
@@ -159,13 +160,16 @@ class Intake:
             ttl=min(body.timeout or self._limits.timeout, self._limits.timeout),
             parser=self._parser(body, prompt, sampling) if isinstance(body, Chat) else None,
             echo=prompt.echo,
-            pieces=self._tokenizer.pieces if sampling.logprobs is not None else None,
+            names=self._names(body) if sampling.logprobs is not None else None,
             # Calls that a grammar forces are counted by the grammar.
             one_call=isinstance(body, Chat) and body.parallel_tool_calls is False and sampling.grammar is None,
         )
         if stops or not isinstance(body, Generate):
             asked.output = Output(self._tokenizer.pieces, skip_special=body.skip_special_tokens, stops=stops)
         return asked
+
+    def _names(self, body: Body) -> Names:
+        return Names(self._tokenizer.pieces, skip_special=body.skip_special_tokens and not isinstance(body, Generate))
 
     def _prompts(self, body: Body, where: str, *, held: bool) -> list[Prompt]:
         if isinstance(body, Chat):

@@ -11,8 +11,7 @@ from typing import Any, Literal, Protocol
 
 from msgspec import Struct
 
-from actors.processor.detokenize import Pieces
-from actors.processor.logprobs import named
+from actors.processor.logprobs import Names
 from actors.processor.output import Output
 from actors.processor.parsers.parser import Parser
 from actors.processor.view import Seat
@@ -28,8 +27,8 @@ class Asked(Struct, kw_only=True):
     """A request as the processor works on it, whatever door and form it came by; everything in it has been checked.
 
     `prompt` is token ids; `received` what the client had got before it came to us, at attempt `before`; `ttl` is in
-    seconds. `echo` is text that comes before the answer's own; `pieces` names tokens where log-probabilities are asked
-    for, else it is None. With `one_call`, the first tool call ends the answer.
+    seconds. `echo` is text that comes before the answer's own; `names` is there where log-probabilities are asked for,
+    and names their tokens. With `one_call`, the first tool call ends the answer.
     """
 
     id: str
@@ -42,7 +41,7 @@ class Asked(Struct, kw_only=True):
     received: list[int] = []
     before: int = 0
     echo: str = ""
-    pieces: Pieces | None = None
+    names: Names | None = None
     one_call: bool = False
 
 
@@ -192,8 +191,8 @@ class Job:
         said = ids[:-1] if ends else ids
         used, text = output.push(said) if output is not None else (len(said), "")
         self.tokens += ids if used == len(said) else ids[:used]
-        if ranked is not None and self.asked.pieces is not None:
-            self.logprobs += named(self.asked.pieces, said[:used], ranked)
+        if ranked is not None and self.asked.names is not None:
+            self.logprobs += self.asked.names.ranked(said[:used], ranked)
         if text:
             self._read(text)
 

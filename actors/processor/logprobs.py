@@ -1,4 +1,4 @@
-"""Log-probabilities as clients read them: each token by its text and bytes."""
+"""Log-probabilities as clients read them: each token by its name, and by the bytes that it adds to the text."""
 
 from collections.abc import Iterable
 
@@ -7,23 +7,27 @@ from messages.codec import Ranked
 from messages.submit import Likely, Logprob
 
 
-def named(pieces: Pieces, ids: Iterable[int], ranked: Iterable[Ranked]) -> list[Logprob]:
-    """Name tokens and the likeliest in their places; half a character is U+FFFD in the text, and whole in the bytes."""
-    made = []
-    for at, (logprob, likeliest) in zip(ids, ranked, strict=False):
-        data = pieces.of_token(at)
-        made.append(
-            Logprob(
-                id=at,
-                token=data.decode("utf-8", "replace"),
-                logprob=logprob,
-                bytes=list(data),
-                top_logprobs=[_likely(pieces, other, value) for other, value in likeliest],
-            )
-        )
-    return made
+class Names:
+    """Names the tokens of one stream; special ones that its text leaves out have a name, but no bytes."""
 
+    __slots__ = ("_pieces", "_skip_special")
 
-def _likely(pieces: Pieces, at: int, logprob: float) -> Likely:
-    data = pieces.of_token(at)
-    return Likely(id=at, token=data.decode("utf-8", "replace"), logprob=logprob, bytes=list(data))
+    def __init__(self, pieces: Pieces, *, skip_special: bool) -> None:
+        self._pieces = pieces
+        self._skip_special = skip_special
+
+    def ranked(self, ids: Iterable[int], ranked: Iterable[Ranked]) -> list[Logprob]:
+        """Name tokens, and the likeliest in their places; half a character is U+FFFD in the name."""
+        made = []
+        for at, (logprob, likeliest) in zip(ids, ranked, strict=False):
+            token, data = self._name(at)
+            others = [Likely(id=one, token="", logprob=value, bytes=[]) for one, value in likeliest]
+            for other in others:
+                other.token, other.bytes = self._name(other.id)
+            made.append(Logprob(id=at, token=token, logprob=logprob, bytes=data, top_logprobs=others))
+        return made
+
+    def _name(self, at: int) -> tuple[str, list[int]]:
+        data = self._pieces.of_token(at)
+        hidden = self._skip_special and at in self._pieces.special
+        return data.decode("utf-8", "replace"), [] if hidden else list(data)

@@ -174,8 +174,11 @@ class Offsets:
 
     def next(self, entry: Logprob) -> int:
         """Return where the next token begins."""
-        at = self._at
-        self._at += len(self._decoder.decode(bytes(entry.bytes)))
+        data = bytes(entry.bytes)
+        # A character that was begun and is not gone on with becomes U+FFFD, which stands before this token.
+        broken = bool(self._decoder.getstate()[0]) and bool(data) and not 0x80 <= data[0] < 0xC0
+        at = self._at + broken
+        self._at += len(self._decoder.decode(data))
         return at
 
 
@@ -217,6 +220,8 @@ def _entry(entry: Likely) -> dict[str, Any]:
 def _token(entry: Likely) -> str:
     """Name a token of a completion: what is no whole text, by its bytes, so that no two have one name."""
     data = bytes(entry.bytes)
+    if not data:
+        return entry.token
     try:
         return data.decode()
     except UnicodeDecodeError:

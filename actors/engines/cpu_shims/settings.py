@@ -18,6 +18,8 @@ SETTINGS = {
     "OMP_WAIT_POLICY": "PASSIVE",
     # OpenBLAS starts its threads when numpy is imported, and a process with threads cannot be forked safely.
     "OPENBLAS_NUM_THREADS": "1",
+    # SGLang compiles its repetition penalty at the first use: eight seconds in which no stream of the engine goes on.
+    "TORCHDYNAMO_DISABLE": "1",
 }
 
 
