@@ -1,42 +1,16 @@
 """Clients that keep a cluster busy and write down all that they see: over NATS with the library, over HTTP by hand."""
 
 import asyncio
-import contextlib
-import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Self
-from urllib.parse import urlsplit
 
-from nats.aio.msg import Msg
-
-from messages import codec
-from messages.client import Client, RequestError
 from messages.ids import new_request_id
-from messages.subjects import last_token
-from messages.submit import Answer, Delta, Done, Error
+from supervisor.drills.asking import PAUSE, Asker, Witness
+from supervisor.drills.records import Door, Record, Whole
 from supervisor.state import ClusterRecord
-from tests.cluster.records import Door, Piece, Record, Whole
 
-PAUSE = 0.1
 LOOK = 0.02
-
-
-class Witness(Client):
-    """A client that also keeps, for each request, every last word that reaches its inbox, whatever it makes of it."""
-
-    def __init__(self, record: ClusterRecord, *, wait: bool = True) -> None:
-        super().__init__(record.nats, prefix=record.cluster, wait=wait)
-        self.words: dict[str, list[str]] = {}
-
-    async def _on_answer(self, msg: Msg) -> None:
-        if msg.data:
-            answer: Answer = codec.msgpack_decoder(Answer).decode(msg.data)
-            if isinstance(answer, Done | Error):
-                self.words.setdefault(last_token(msg.subject), []).append(
-                    f"{type(answer).__name__} of attempt {answer.attempt}"
-                )
-        await super()._on_answer(msg)
 
 
 class Load:
@@ -55,16 +29,16 @@ class Load:
         http: int,
         limit: float = 30.0,
     ) -> None:
-        [(alias, self._model)] = cluster.models.items()
-        self._http = cluster.http.get(alias, "")
+        [(alias, model)] = cluster.models.items()
         self._prompts = prompts
-        self._tokens = tokens
         self._counts = {"nats": nats, "http": http}
         self.limit = limit
         self._stopping = False
         self._tasks: list[asyncio.Task[None]] = []
         self._next = 0
-        self.client = Witness(cluster)
+        self.client = Witness(cluster.nats, prefix=cluster.cluster)
+        http_url = cluster.http.get(alias, "")
+        self._asker = Asker(model, prompts, tokens=tokens, http=http_url, client=self.client)
         self.records: list[Record] = []
         self.wholes: list[Whole] = []
 
@@ -74,7 +48,7 @@ class Load:
         try:
             for asked in range(len(self._prompts)):
                 record = self._record("nats", asked)
-                await self._over_nats(record)
+                await self._asker.over_nats(record)
                 assert record.outcome == "done", str(record)
                 self.wholes.append(Whole(record.token_ids, record.text))
         except BaseException:
@@ -103,7 +77,7 @@ class Load:
             await asyncio.gather(*self._tasks)
         for record in self.records:
             if record.door == "nats":
-                record.words = self.client.words.get(record.id.replace("-", ""), [])
+                self.client.fill(record)
 
     async def until(self, check: Callable[[], bool], seconds: float, what: str) -> None:
         """Wait until `check()` holds for what the clients have seen."""
@@ -148,119 +122,11 @@ class Load:
 
     async def _keep_asking_nats(self) -> None:
         while not self._stopping:
-            await self._over_nats(self._record("nats", self._turn()))
+            await self._asker.over_nats(self._record("nats", self._turn()))
 
     async def _keep_asking_http(self) -> None:
         while not self._stopping:
             record = self._record("http", self._turn())
-            await self._over_http(record)
+            await self._asker.over_http(record)
             if record.outcome != "done":
                 await asyncio.sleep(PAUSE)
-
-    async def _over_nats(self, record: Record) -> None:
-        answers = self.client.completion(
-            self._model,
-            self._prompts[record.asked],
-            id=record.id,
-            max_tokens=self._tokens,
-            temperature=0.0,
-            timeout=self.limit,
-        )
-        try:
-            async for answer in answers:
-                if isinstance(answer, Delta):
-                    now = time.monotonic()
-                    record.pieces.append(Piece(now, answer.attempt, answer.position, answer.token_ids, answer.text))
-                else:
-                    record.told_tokens = answer.usage.completion_tokens
-            record.end("done")
-        except RequestError as error:
-            record.retry_after = error.retry_after
-            record.end("error", error.code, error.message)
-
-    async def _over_http(self, record: Record) -> None:
-        body = {
-            "model": self._model,
-            "prompt": self._prompts[record.asked],
-            "max_tokens": self._tokens,
-            "temperature": 0.0,
-            "timeout": self.limit,
-            "stream": True,
-        }
-        try:
-            async with asyncio.timeout(self.limit + 10):
-                await stream_over_http(self._http, body, record)
-        except ConnectionRefusedError:
-            record.end("refused")
-        except (OSError, asyncio.IncompleteReadError) as error:
-            if isinstance(error, TimeoutError):
-                record.end("error", 0, "hangs")
-            else:
-                record.end("closed", 0, type(error).__name__)
-        else:
-            record.end(record.outcome, record.code, record.message)
-
-
-async def stream_over_http(base: str, body: dict[str, object], record: Record) -> None:
-    """Ask for a stream over one new connection, and write down in `record` all that comes.
-
-    Raises OSError or asyncio.IncompleteReadError where the connection ends before the answer does.
-    """
-    address = urlsplit(base)
-    assert address.hostname is not None
-    data = json.dumps(body).encode()
-    reader, writer = await asyncio.open_connection(address.hostname, address.port)
-    try:
-        head = f"POST /v1/completions HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Type: application/json\r\n"
-        head += f"X-Request-Id: {record.id}\r\nContent-Length: {len(data)}\r\nConnection: close\r\n\r\n"
-        writer.write(head.encode() + data)
-        status, headers = await _head(reader)
-        if status != 200:
-            error = json.loads(await reader.readexactly(int(headers["content-length"])))["error"]
-            record.words.append("error")
-            record.outcome, record.code, record.message = "error", status, error["message"]
-            record.retry_after = float(headers["retry-after"]) if "retry-after" in headers else None
-            return
-        assert headers["content-type"].startswith("text/event-stream")
-        async for event in _events(reader):
-            _take(event, record)
-        if record.outcome == "open":
-            raise asyncio.IncompleteReadError(b"", None)
-    finally:
-        writer.close()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
-
-
-async def _head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
-    lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
-    pairs = (line.split(":", 1) for line in lines[1:] if line)
-    return int(lines[0].split()[1]), {name.strip().lower(): value.strip() for name, value in pairs}
-
-
-async def _events(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
-    """Read a chunked body as server-sent events, to its proper end."""
-    buffer = b""
-    while size := int(await reader.readuntil(b"\r\n"), 16):
-        buffer += await reader.readexactly(size)
-        await reader.readexactly(2)
-        *events, buffer = buffer.split(b"\n\n")
-        for event in events:
-            yield event.removeprefix(b"data: ")
-    await reader.readexactly(2)
-
-
-def _take(event: bytes, record: Record) -> None:
-    if event == b"[DONE]":
-        record.outcome = "done" if record.outcome == "open" else record.outcome
-        return
-    said = json.loads(event)
-    if "error" in said:
-        record.words.append("error")
-        record.outcome, record.message = "error", said["error"]["message"]
-        return
-    choice = said["choices"][0]
-    if choice["text"]:
-        record.pieces.append(Piece(time.monotonic(), -1, -1, [], choice["text"]))
-    if choice["finish_reason"] is not None:
-        record.words.append(choice["finish_reason"])

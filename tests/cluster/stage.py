@@ -11,9 +11,9 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 from messages import procfs
+from supervisor.drills.records import faults, figures
 from supervisor.state import ClusterRecord
 from tests.cluster.load import Load
-from tests.cluster.records import faults, figures
 from tests.supervisor.cluster import ROOT, Cluster
 
 log = logging.getLogger("tests.cluster")

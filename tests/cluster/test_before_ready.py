@@ -18,8 +18,8 @@ from messages.ids import new_request_id
 from messages.lifecycle import Heartbeat
 from messages.subjects import Subjects
 from messages.submit import Accepted, Answer, Delta, Done
-from tests.cluster.load import stream_over_http
-from tests.cluster.records import Record
+from supervisor.drills.asking import stream_over_http
+from supervisor.drills.records import Record
 from tests.cluster.stage import address, down
 from tests.supervisor.cluster import Cluster, simulated
 

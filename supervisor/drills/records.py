@@ -1,16 +1,18 @@
-"""What clients saw of a cluster under load, request by request, and the judgement of it: pure, and itself tested."""
+"""What a client saw of one request, and the judgement of it alone: how it ended, and whether its text is whole."""
 
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from statistics import median
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
+
+from msgspec import Struct
 
 Door = Literal["nats", "http"]
 Outcome = Literal["open", "done", "error", "closed", "refused"]
 """`closed`: the connection ended before the last word; `refused`: nobody took the connection (HTTP alone)."""
 
-SLACK = 5.0
+SLACK: Final = 5.0
 """Seconds beyond its deadline after which a request hangs: the client library's own, plus what a busy machine needs."""
 
 
@@ -31,23 +33,39 @@ class Piece(NamedTuple):
     text: str
 
 
-class Record:
-    """One request as its client saw it. Times are monotonic seconds; `words` are the last words seen on the wire."""
+class Taken(NamedTuple):
+    """A processor's word that it has the request: its incarnation, and which attempt that is."""
 
-    def __init__(self, id: str, door: Door, asked: int, sent: float, limit: float) -> None:
-        self.id = id
-        self.door = door
-        self.asked = asked
-        self.sent = sent
-        self.limit = limit
-        self.pieces: list[Piece] = []
-        self.words: list[str] = []
-        self.outcome: Outcome = "open"
-        self.code = 0
-        self.message = ""
-        self.retry_after: float | None = None
-        self.told_tokens = -1
-        self.ended = 0.0
+    at: float
+    attempt: int
+    owner: str
+
+
+class Record(Struct, tag="request", tag_field="line"):
+    """One request as its client saw it. Times are monotonic seconds; `words` are the last words seen on the wire.
+
+    `asked` is which of the prompts it was, `limit` its deadline in seconds. `retried` counts the connections that were
+    refused, and the 503s that said when to come again, before it was taken. `client` is the process that asked, and
+    `reference` says that it asked while nothing was wrong, so that others can be compared.
+    """
+
+    id: str
+    door: Door
+    asked: int
+    sent: float
+    limit: float
+    pieces: list[Piece] = []
+    words: list[str] = []
+    outcome: Outcome = "open"
+    code: int = 0
+    message: str = ""
+    retry_after: float | None = None
+    told_tokens: int = -1
+    ended: float = 0.0
+    taken: list[Taken] = []
+    retried: int = 0
+    client: str = ""
+    reference: bool = False
 
     @property
     def text(self) -> str:
@@ -68,6 +86,11 @@ class Record:
     def streaming(self) -> bool:
         """Whether it is in the middle of its answer."""
         return self.outcome == "open" and bool(self.pieces)
+
+    @property
+    def lost(self) -> bool:
+        """Whether its connection went before its last word came."""
+        return self.outcome in ("closed", "refused")
 
     @property
     def gap(self) -> float:
@@ -96,22 +119,30 @@ def faults(
     lost on the way: a client that misses deltas before the last word asks for them again, as the next attempt, which
     has a last word of its own.
     """
-    return [wrong for record in records for wrong in _faults(record, wholes[record.asked], may_close, lossy)]
+    wrong: list[str] = []
+    for record in records:
+        wrong += faults_of_ending(record, may_close=may_close, lossy=lossy)
+        wrong += faults_of_text(record, wholes[record.asked])
+    return wrong
 
 
-def _faults(record: Record, whole: Whole, may_close: bool, lossy: bool) -> Iterable[str]:
+def faults_of_ending(record: Record, *, may_close: bool = False, lossy: bool = False) -> Iterable[str]:
+    """Judge how a request ended: with exactly one last word, inside its deadline."""
     if record.outcome == "open":
         yield f"{record}: no end"
         return
     if (took := record.ended - record.sent) > record.limit + SLACK:
         yield f"{record}: took {took:.1f} s where {record.limit:g} are its deadline"
-    lost = record.outcome in ("closed", "refused")
-    if lost and not (may_close and record.door == "http"):
+    if record.lost and not (may_close and record.door == "http"):
         yield f"{record}: ended without a last word"
     words = len(record.words)
     attempts = {word.rpartition(" ")[2] for word in record.words}
-    if not lost and (words < 1 or (words > 1 and not lossy) or len(attempts) < words):
+    if not record.lost and (words < 1 or (words > 1 and not lossy) or len(attempts) < words):
         yield f"{record}: {len(record.words)} last words"
+
+
+def faults_of_text(record: Record, whole: Whole) -> Iterable[str]:
+    """Judge what came: no gap, no double, and nothing but what an undisturbed run gives."""
     if record.door == "nats":
         yield from _faults_of_positions(record, whole)
     if not whole.text.startswith(record.text):

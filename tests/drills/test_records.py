@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.cluster.records import Piece, Record, Whole, faults
+from supervisor.drills.records import Piece, Record, Whole, faults
 
 WHOLE = Whole([10, 11, 12, 13], "abcd")
 
