@@ -110,7 +110,7 @@ async def test_the_way_to_try_it_is_shown_as_it_works(cluster: Cluster) -> None:
 
 
 @pytest.mark.drill
-async def test_encoders_killed_and_stopped_under_load_lose_nothing(cluster: Cluster) -> None:
+async def test_encoders_and_the_processor_killed_and_stopped_under_load_lose_nothing(cluster: Cluster) -> None:
     stop, answered = asyncio.Event(), 0
 
     async def ask(client: Client, seed: int) -> None:
@@ -127,13 +127,14 @@ async def test_encoders_killed_and_stopped_under_load_lose_nothing(cluster: Clus
             while answered < count:
                 await asyncio.sleep(0.01)
 
-    async with Client(await to_thread(nats, cluster)) as client:
+    async with Client(await to_thread(nats, cluster), wait=True) as client:
         load = [asyncio.ensure_future(ask(client, seed)) for seed in range(6)]
         try:
             for slot, number in (
                 ("embed-encoder-0", signal.SIGKILL),
                 ("embed-encoder-1", signal.SIGKILL),
                 ("embed-encoder-0", signal.SIGSTOP),
+                ("embed-processor-0", signal.SIGKILL),
             ):
                 await until(answered + 5)
                 after = len(cluster.log.lines)
