@@ -147,7 +147,7 @@ def _claim(setup: Setup) -> int:
 
 def _end(folder: Path | None, who: str, generation: int, ending: Ending) -> int:
     """End before there is an actor that could: with the reason on the terminal, and in the slot's folder."""
-    sys.stderr.write(f"{who}: {ending.reason}\n")
+    sys.stderr.write(f"{who} exit {ending.code}: {ending.reason}\n")
     if folder is not None:
         note_exit(folder, generation, ending)
     return int(ending.code)

@@ -29,7 +29,8 @@ def of_world(world: World, running: dict[str, Running], record: ClusterRecord, n
 def of_folder(folder: Folder, record: ClusterRecord, registry: list[Registration], gates: list[Gate]) -> Status:
     """Report what the state folder and the buckets say while no supervisor lives."""
     known = {registration.slot: registration for registration in registry}
-    slots = [_left(slot, process, known.get(slot), record) for slot, process in folder.slots().items()]
+    gone = "it waits for NATS" if folder.holder() is not None else "no supervisor starts it again"
+    slots = [_left(slot, process, known.get(slot), record, gone) for slot, process in folder.slots().items()]
     slots += [_external(slot, known.get(slot), record) for slot in record.external]
     return Status(
         cluster=record.cluster,
@@ -77,7 +78,9 @@ def _stage(life: Life, running: Running | None) -> str:
     return running.stage if running is not None and life.phase is Phase.LOADING else ""
 
 
-def _left(slot: str, process: ProcessRecord, registered: Registration | None, record: ClusterRecord) -> SlotStatus:
+def _left(
+    slot: str, process: ProcessRecord, registered: Registration | None, record: ClusterRecord, gone: str
+) -> SlotStatus:
     named = parse_slot(slot)
     alive = spawner.lives(process)
     ours = registered if registered is not None and registered.generation == process.generation and alive else None
@@ -90,7 +93,7 @@ def _left(slot: str, process: ProcessRecord, registered: Registration | None, re
         live=ours is not None and ours.state is State.READY,
         generation=process.generation,
         restarts=process.restarts,
-        reason=process.reason if alive else "its process is gone, and no supervisor starts it again",
+        reason=process.reason if alive else f"its process is gone, and {gone}",
         pid=process.pid if alive else None,
         gpus=ours.gpus if ours is not None else [],
         spawn=process.spawn,

@@ -32,10 +32,8 @@ def ping(options: Namespace) -> Code:
 
 def _record(options: Namespace) -> ClusterRecord:
     """Say how the cluster is reached: by its configuration alone, or as the state folder has it."""
-    if options.config is None or options.state is not None:
-        return record_of(folder_of(options))
-    cluster = read_config(Path(options.config))
-    if not cluster.nats.urls:
+    cluster = read_config(Path(options.config)) if options.config is not None else None
+    if cluster is None or not cluster.nats.urls:
         return record_of(folder_of(options))
     return ClusterRecord(cluster=cluster.cluster, config=options.config, nats=cluster.nats, embedded=False)
 
