@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+import msgspec
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
@@ -166,6 +167,9 @@ async def test_load_figures_come_when_they_change_and_fall_to_nothing(
 
 
 async def test_prometheus_is_told_of_every_slot_of_the_host(cast: Cast, bus: Bus, desk: Desk) -> None:
+    probed = configuration()
+    probed["models"][0]["probe"] = {"idle": 0.5}
+    cast.config.write_bytes(msgspec.yaml.encode(probed))
     ready = await started(cast, bus, ENGINE, PUBLISHER)
     for begin in range(3):
         await generate(desk, ENGINE, list(range(20 + begin, 120 + begin)))
@@ -173,7 +177,8 @@ async def test_prometheus_is_told_of_every_slot_of_the_host(cast: Cast, bus: Bus
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+", at.http or "")
 
     async def seen() -> bool:
-        return await value(at, "troupe_slot_steps_total", slot=ENGINE) not in (None, 0.0)
+        steps = await value(at, "troupe_slot_steps_total", slot=ENGINE)
+        return steps not in (None, 0.0) and await value(at, "troupe_slot_probe_age_seconds", slot=ENGINE) is not None
 
     async with asyncio.timeout(5):
         while not await seen():
