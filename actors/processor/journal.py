@@ -274,7 +274,7 @@ class Job:
         reasoning, text, calls = parsed
         self.reasoning += reasoning
         self.text += text
-        self.calls += calls
+        self.calls += [call for call in calls if not call.index] if self.asked.one_call else calls
 
 
 class Journal:

@@ -122,7 +122,7 @@ WRONG = [
     ({"response_format": schema({"type": "objekt"})}, "response_format.json_schema.schema.type", "no type 'objekt'"),
     ({"response_format": schema({"$ref": "#/$defs/x"})}, "response_format.json_schema.schema.$ref", "nothing at"),
     ({"response_format": schema(PERSON), "extra_body": {"regex": "a"}}, "regex", "one form only"),
-    ({"extra_body": {"regex": "(a"}}, "regex", "unterminated"),
+    ({"extra_body": {"regex": "(a"}}, "regex", "without a ')'"),
     ({"extra_body": {"regex": "(a{500}){500}"}}, "regex", "longer than 10000"),
     ({"extra_body": {"ebnf": "start ::= 'a'"}}, "ebnf", "no rule 'root"),
     ({"extra_body": {"regex": r"\p{L}"}}, None, "Unicode character class escape sequence is not supported"),

@@ -9,7 +9,7 @@ import msgspec
 from actors.processor.parsers.parser import Parsed
 from messages.submit import FunctionCall, ToolCall
 
-_HEAD: Final = re.compile(r'\s*[\[,]?\s*\{\s*"name"\s*:\s*("(?:\\.|[^"\\])*")\s*,\s*"parameters"\s*:\s*')
+_HEAD: Final = re.compile(r'\s*\}?\s*[\[,]?\s*\{\s*"name"\s*:\s*("(?:\\.|[^"\\])*")\s*,\s*"parameters"\s*:\s*')
 _MARKS: Final = re.compile(r'[{}\[\]"\\]')
 
 
@@ -105,5 +105,4 @@ class Required:
         if end < 0:
             return False
         self._inside = False
-        self._held = self._held.lstrip().removeprefix("}")
         return True
