@@ -1,6 +1,7 @@
 """Embeddings of the real SGLang on a CPU equal those of the same weights run by Hugging Face, alone and in batches."""
 
 import asyncio
+import base64
 import json
 import os
 import random
@@ -11,12 +12,15 @@ from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
+import openai
 import pytest
 
 from messages import codec, procfs
 from messages.bus import Bus, ServiceError
+from messages.client import Client
 from messages.config import Nats
 from messages.embed import unpack_floats
+from messages.gate import Gate
 from messages.lifecycle import Exit
 from messages.work import Encode
 from tests.conftest import NatsServer
@@ -57,10 +61,12 @@ def engine(tmp_path_factory: pytest.TempPathFactory, parent: Prefork) -> Iterato
     folder = tmp_path_factory.mktemp("encoder")
     server = NatsServer(folder / "jetstream")
     server.start()
-    model = {"name": "embed", "path": str(MODEL), "device": "cpu", "cast": {"processor": {}, "encoder": {}}}
+    model = {"name": "embed", "path": str(MODEL), "device": "cpu", "context_length": 4_096}
+    model |= {"cast": {"processor": {"http": {"port": 0}}, "encoder": {}}}
     cast = Cast(folder, server.url, {"models": [model]})
     pid = parent.spawn(cast, SLOT)
     yield cast, pid
+    cast.stop()
     try:
         os.killpg(pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -119,9 +125,33 @@ async def test_vectors_equal_the_models_own(engine: tuple[Cast, int], expected: 
         ):
             with pytest.raises(ServiceError, match=says):
                 await encoded(desk, [[5], tokens], wrong)
+        await _equal_through_a_processor(cast, bus, expected)
         await _dies_with_its_scheduler(cast, pid)
     finally:
         await bus.close()
+
+
+async def _equal_through_a_processor(cast: Cast, bus: Bus, expected: list[list[float]]) -> None:
+    """All the way: our client over NATS, and openai's over HTTP in both forms."""
+    gates = await bus.bucket(cast.subjects.gate_bucket)
+    await gates.put("embed", codec.to_json(Gate(model="embed", alias="embed", open=True, epoch=1, since=0.0)))
+    await asyncio.to_thread(cast.start, "embed-processor-0")
+    door = (await cast.until_ready(bus, "embed-processor-0", seconds=30))["embed-processor-0"].http
+    async with Client(cast.url) as client:
+        answer = await client.embed("embed", inputs())
+    assert min(map(cosine, answer.vectors, expected)) >= 0.9999
+    assert answer.usage.prompt_tokens == sum(map(len, inputs()))
+    async with openai.AsyncOpenAI(base_url=f"{door}/v1", api_key="-", max_retries=0) as asked:
+        for form in ("float", "base64"):
+            told = await asked.embeddings.create(model="embed", input=inputs(), encoding_format=form)
+            found = [
+                array("f", entry.embedding)
+                if isinstance(entry.embedding, list)
+                else unpack_floats(base64.b64decode(entry.embedding))
+                for entry in told.data
+            ]
+            assert len(found) == len(expected)
+            assert min(map(cosine, found, expected)) >= 0.9999
 
 
 async def _dies_with_its_scheduler(cast: Cast, pid: int) -> None:

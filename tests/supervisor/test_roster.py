@@ -244,3 +244,19 @@ def test_a_health_probe_of_an_earlier_life_proves_nothing() -> None:
 def test_a_slot_that_has_never_been_probed_is_judged_as_before() -> None:
     watched = Watched(D0)
     assert watched.beats(0, 60) == []
+
+
+def test_an_encoder_that_takes_no_steps_is_stuck_after_a_time_for_its_inputs() -> None:
+    slot = "demo-encoder-0"
+    watched = Watched(slot)
+    hung = {"slot": slot, "in_flight": 2, "prefilling": 2, "prefill_tokens": 1_000, "steps": 7}
+    assert watched.beats(0, 39, **hung) == []
+    assert "2 requests in flight" in stuck(watched.beats(39.5, 41, **hung))[0]
+
+
+def test_an_encoder_that_takes_steps_is_well_however_long_its_work_is() -> None:
+    slot = "demo-encoder-0"
+    watched = Watched(slot)
+    for step in range(100):
+        at = float(step)
+        assert watched.beats(at, at, slot=slot, in_flight=2, prefilling=2, prefill_tokens=9, steps=step) == []
