@@ -212,15 +212,15 @@ class Model(Written, kw_only=True):
 
     `path` is a folder (from the configuration's folder, if relative) or a Hugging Face id, which is downloaded
     where it is not in the local cache. `tokenizer` is the folder or file with `tokenizer.json` where that is not in
-    `path`. `chat_template` is a file with a Jinja template in place of the model's own. `reasoning_parser` (qwen3)
-    and `tool_call_parser` (qwen25) read thinking and calls out of the text. `engine_tokenizer: false` spares the
-    engine a tokenizer of its own; without it there are no grammars and no `min_tokens`. `context_length` (tokens)
-    bounds a request below what the model allows. `args` are SGLang's own arguments and `env` variables for every
-    slot of the model, those of a part before them. `load_deadline` is in seconds; a download does not count.
-    `alias` stands for the name in subjects and slots. A cast of processor and encoder makes an embedding model, one
-    with decode a model that generates. `serves` lists the endpoint kinds that clients may use; left out, chat and
-    completions, or embeddings. Token ids (kind `generate`, on NATS alone) are always taken by a model that
-    generates.
+    `path`. `chat_template` is a file with a Jinja template in place of the model's own. `reasoning_parser` (qwen3,
+    gpt-oss) and `tool_call_parser` (qwen25, gpt-oss) read thinking and calls out of the text. `engine_tokenizer:
+    false` spares the engine a tokenizer of its own; without it there are no grammars and no `min_tokens`.
+    `context_length` (tokens) bounds a request below what the model allows. `args` are SGLang's own arguments and
+    `env` variables for every slot of the model, those of a part before them. `load_deadline` is in seconds; a
+    download does not count. `alias` stands for the name in subjects and slots. A cast of processor and encoder
+    makes an embedding model, one with decode a model that generates. `serves` lists the endpoint kinds that clients
+    may use; left out, chat and completions, or embeddings. Token ids (kind `generate`, on NATS alone) are always
+    taken by a model that generates.
     """
 
     name: Annotated[str, Meta(min_length=1, max_length=256)]

@@ -236,7 +236,8 @@ class Intake:
         extra: dict[str, Any] = {"enable_thinking": False} if held else {}
         if body.reasoning_effort is not None:
             extra["reasoning_effort"] = body.reasoning_effort
-        return self._template.render(messages, tools=_tools(body), extra=extra | (body.chat_template_kwargs or {}))
+        prompt = self._template.render(messages, tools=_tools(body), extra=extra | (body.chat_template_kwargs or {}))
+        return prompt + parsers.opening(self._model.reasoning_parser, prompt) if held else prompt
 
     def _encode(self, text: str, *, special: bool, where: str) -> list[int]:
         try:

@@ -42,8 +42,7 @@ class Processor(Actor):
     def load(self) -> None:
         """Read the tokenizer and the chat template; what is wrong with them no restart can mend."""
         try:
-            read = self.model.reasoning_parser is not None or self.model.tool_call_parser is not None
-            marks = parsers.MARKS if read else frozenset()
+            marks = parsers.marks(self.model.reasoning_parser, self.model.tool_call_parser)
             tokenizer = Tokenizer(
                 self.model.tokenizer or self.model.path or "", marks, partial(self.report, "download")
             )

@@ -242,7 +242,7 @@ class Stage:
         self.service: Service
         self.nats: NatsDoor
         self.http: HttpDoor
-        self.tokenizer = Tokenizer(TINY, parsers.MARKS)
+        self.tokenizer = Tokenizer(TINY, parsers.marks(model.reasoning_parser, model.tool_call_parser))
         self.session: aiohttp.ClientSession
 
     async def gpu(self, role: Role, index: int = 0, generation: int = 1, act: Act = accept, capacity: int = 8) -> Gpu:

@@ -119,7 +119,7 @@ def test_what_is_held_back_may_be_a_mark(text: str) -> None:
 
 def test_an_unknown_name_lists_what_there_is() -> None:
     tokenizer = Tokenizer(TINY)
-    for field, known in (("reasoning_parser", "qwen3"), ("tool_call_parser", "qwen25")):
+    for field, known in (("reasoning_parser", "gpt-oss, qwen3"), ("tool_call_parser", "gpt-oss, qwen25")):
         model = Model(name="demo", path=TINY, cast={"processor": Part()}, **{field: "deepseek"})  # type: ignore[arg-type]
         with pytest.raises(ValueError, match=f"{field}: there is no 'deepseek'; there is {known}"):
             Intake(model, tokenizer, Template(None, {}))

@@ -2,14 +2,15 @@
 
 from typing import Final
 
-from actors.processor.parsers import qwen3, qwen25
+from actors.processor.parsers import gpt_oss, qwen3, qwen25
 from actors.processor.parsers.parser import Parsed, Parser
 from messages.submit import ToolCall
 
+CHANNELS: Final = "gpt-oss"
+"""The parser of both: its format has reasoning, calls and the answer in one row of messages."""
 REASONING: Final = {"qwen3": qwen3.Qwen3}
 TOOL_CALLS: Final = {"qwen25": qwen25.Qwen25}
-MARKS: Final = frozenset({*qwen3.MARKS, *qwen25.MARKS})
-"""Tokens that must be seen in the text, even where a tokenizer calls them special."""
+MARKS: Final = {CHANNELS: gpt_oss.MARKS, "qwen3": qwen3.MARKS, "qwen25": qwen25.MARKS}
 
 
 class Both:
@@ -47,13 +48,27 @@ class Both:
 
 
 def check(reasoning: str | None, tool_calls: str | None) -> None:
-    """Raise ValueError for a name that is none, listing those there are."""
+    """Raise ValueError for a name that is none, listing those there are, and for two that read different formats."""
     for field, name, known in (
         ("reasoning_parser", reasoning, REASONING),
         ("tool_call_parser", tool_calls, TOOL_CALLS),
     ):
-        if name is not None and name not in known:
-            raise ValueError(f"{field}: there is no {name!r}; there is {', '.join(sorted(known))}")
+        if name is not None and name not in known and name != CHANNELS:
+            names = ", ".join(sorted({*known, CHANNELS}))
+            raise ValueError(f"{field}: there is no {name!r}; there is {names}")
+    if tool_calls is not None and (CHANNELS in (reasoning, tool_calls)) and reasoning != tool_calls:
+        message = f"reasoning_parser: {reasoning!r} beside tool_call_parser {tool_calls!r}: {CHANNELS} is one format"
+        raise ValueError(f"{message} that has both in it; name it for both, or for reasoning alone")
+
+
+def marks(*names: str | None) -> frozenset[str]:
+    """Give the tokens that these parsers must see in the text, even where a tokenizer calls them special."""
+    return frozenset(mark for name in names if name is not None for mark in MARKS.get(name, ()))
+
+
+def opening(reasoning: str | None, prompt: str) -> str:
+    """Give what a prompt lacks for its answer to begin at once, without a thought."""
+    return gpt_oss.ANSWER if reasoning == CHANNELS and prompt.endswith("<|start|>assistant") else ""
 
 
 def make(reasoning: str | None, tool_calls: str | None, prompt: str) -> Parser | None:
@@ -61,6 +76,8 @@ def make(reasoning: str | None, tool_calls: str | None, prompt: str) -> Parser |
 
     `prompt` is the rendered conversation, which may have begun the reasoning. Raises KeyError for an unknown name.
     """
+    if CHANNELS in (reasoning, tool_calls):
+        return gpt_oss.GptOss(prompt, tools=tool_calls is not None)
     if reasoning is None and tool_calls is None:
         return None
     return Both(

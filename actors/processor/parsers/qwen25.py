@@ -18,10 +18,11 @@ MARKS: Final = (BEGIN, END)
 
 
 class Call(msgspec.Struct):
-    """One call as the model writes it; the arguments are kept as they were written."""
+    """One call as the model writes it; the arguments, by either name, are kept as they were written."""
 
     name: str
     arguments: msgspec.Raw = msgspec.Raw(b"{}")
+    parameters: msgspec.Raw = msgspec.Raw(b"")
 
 
 class Qwen25:
@@ -63,8 +64,8 @@ class Qwen25:
                 return False
             self._inside = False
             self._after = True
-            if (call := self._call(before)) is not None:
-                calls.append(call)
+            if found_calls := self._calls(before):
+                calls += found_calls
             else:
                 said.append(BEGIN + before + END)
             return True
@@ -76,12 +77,16 @@ class Qwen25:
         self._inside = found
         return found
 
-    def _call(self, text: str) -> ToolCall | None:
+    def _calls(self, text: str) -> list[ToolCall]:
+        """Read one call, or a list of them; none if it is neither."""
         try:
-            call = msgspec.json.decode(text.encode("utf-8", "replace"), type=Call)
+            read = msgspec.json.decode(text.encode("utf-8", "replace"), type=Call | list[Call])
         except msgspec.DecodeError:
-            return None
-        arguments = bytes(call.arguments).decode()
+            return []
+        return [self._call(call) for call in (read if isinstance(read, list) else [read])]
+
+    def _call(self, call: Call) -> ToolCall:
+        arguments = (bytes(call.parameters) or bytes(call.arguments)).decode()
         index, self._count = self._count, self._count + 1
         return ToolCall(
             index=index,
