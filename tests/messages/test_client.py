@@ -149,3 +149,23 @@ async def test_an_error_of_an_owner_that_is_no_more_is_not_believed(desk: Desk, 
     await desk.say(reply, Error(id=first.id, code=500, message="too late", attempt=1), accepted(again.id, 2))
     await desk.say(reply, delta(first.id, 1, 11, 12, attempt=2), done(first.id, 3, 2))
     assert tokens_of(await answers) == [10, 11, 12]
+
+
+async def test_what_is_lost_of_one_choice_is_asked_for_with_what_came_of_all(desk: Desk, client: Client) -> None:
+    async def several() -> list[Delta | Done]:
+        async with asyncio.timeout(10):
+            return [answer async for answer in client.generate("demo", [1], max_tokens=9, n=2)]
+
+    def of(index: int, position: int, *tokens: int, attempt: int = 1) -> Delta:
+        return Delta(id=first.id, attempt=attempt, position=position, token_ids=list(tokens), index=index)
+
+    answers = asyncio.ensure_future(several())
+    first, reply = await desk.got()
+    await desk.say(reply, accepted(first.id), of(1, 0, 20), of(0, 0, 10), of(1, 2, 22))
+    again, reply = await desk.got()
+    assert again.resume is not None
+    assert (again.resume.attempt, again.resume.token_ids, again.resume.choices) == (1, [], [[10], [20]])
+    await desk.say(reply, accepted(first.id, 2), of(1, 1, 21, 22, attempt=2), of(0, 1, 11, attempt=2))
+    await desk.say(reply, done(first.id, 5, 2))
+    came = [answer for answer in await answers if isinstance(answer, Delta)]
+    assert [(delta.index, delta.token_ids) for delta in came] == [(1, [20]), (0, [10]), (1, [21, 22]), (0, [11])]
