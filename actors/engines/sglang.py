@@ -5,9 +5,9 @@ Versions differ; what was found to differ between the tried ones is handled wher
 
 import asyncio
 import atexit
+import contextlib
 import inspect
 import logging
-import math
 import os
 import re
 from http import HTTPStatus
@@ -36,6 +36,7 @@ from actors.engines.engine import (
 from actors.engines.model_files import find_model
 from actors.engines.places import Places, prepare
 from actors.engines.sglang_arguments import arguments
+from actors.engines.sglang_embedding import cut, vectors
 from actors.engines.sglang_telemetry import Loads, sources_of, use_metrics_folder
 from messages import procfs
 from messages.codec import Ranked, pack_logprobs, pack_tokens, token_count, unpack_tokens
@@ -175,15 +176,14 @@ class SglangEngine(Engine):
         self._watch_pids()
 
     async def encode(self, asked: Encoding, emit: Emit) -> None:
-        """Turn inputs into vectors; SGLang puts them in batches as it does with everybody's."""
+        """Turn inputs into vectors."""
         length = sum(token_count(tokens) for tokens in asked.inputs)
         live = self._live[asked.key] = _Live(length, asyncio.current_task())
-        parts = [
-            asyncio.create_task(self._encode(tokens, f"{asked.key}:{at}")) for at, tokens in enumerate(asked.inputs)
-        ]
+        coming = vectors(self._manager, asked.key, asked.inputs, self._count_step)
         try:
-            for part in parts:
-                emit(pack_floats(cut(await part, asked.dimensions)), None)
+            async with contextlib.aclosing(coming):
+                async for vector in coming:
+                    emit(pack_floats(cut(vector, asked.dimensions)), None)
             live.finish(emit, Finish("encoded", prompt_tokens=length))
         except asyncio.CancelledError:
             live.finish(emit, Finish("abort", 499, "aborted"))
@@ -193,18 +193,7 @@ class SglangEngine(Engine):
             log.exception("request %s failed in SGLang", asked.key)
             live.finish(emit, Finish("error", 500, f"{type(error).__name__}: {error}"))
         finally:
-            self._stop_parts(asked.key, parts)
             del self._live[asked.key]
-
-    async def _encode(self, tokens: bytes, rid: str) -> list[float]:
-        """Turn one input into its vector. `Engine.async_encode` takes no token ids, what it calls does."""
-        from sglang.srt.managers.io_struct import EmbeddingReqInput
-
-        asked = EmbeddingReqInput(input_ids=unpack_tokens(tokens), rid=rid)
-        answer = await anext(self._manager.generate_request(asked, None))
-        self._count_step()
-        vector: list[float] = answer["embedding"]
-        return vector
 
     async def probe(self, rank: int) -> None:
         """Generate one token after the one that begins texts, or embed it; embeddings SGLang spreads over its ranks."""
@@ -213,15 +202,6 @@ class SglangEngine(Engine):
             await encode_one(self, token)
         else:
             await generate_one(self, token, rank, self._side)
-
-    def _stop_parts(self, key: str, parts: "list[asyncio.Task[list[float]]]") -> None:
-        """Stop what of an encoding is still under way, in the scheduler too; nobody wants to hear of it."""
-        for at, part in enumerate(parts):
-            if not part.done():
-                self._manager.abort_request(rid=f"{key}:{at}")
-                part.cancel()
-            elif not part.cancelled():
-                part.exception()
 
     def _count_step(self) -> None:
         if self._manager.last_receive_tstamp != self._last_output:
@@ -252,9 +232,10 @@ class SglangEngine(Engine):
             "stream": True,
             "rid": asked.key,
         }
+        of_prompt = asked.sampling.prompt_logprobs and self._side != "decode"
         if (ranks := asked.sampling.logprobs) is not None:
-            # Without a start SGLang gives those of the prompt, too, for which it computes the whole of it again.
-            fields |= {"return_logprob": True, "top_logprobs_num": ranks, "logprob_start_len": -1}
+            # From a start of 0 SGLang gives those of the prompt, too, for which it computes the whole of it again.
+            fields |= {"return_logprob": True, "top_logprobs_num": ranks, "logprob_start_len": 0 if of_prompt else -1}
         if asked.bootstrap is not None:
             meeting = asked.bootstrap
             fields |= {
@@ -271,6 +252,11 @@ class SglangEngine(Engine):
             finish = self._finish(meta, aborted=live.timer is not None)
             if self._side == "prefill":
                 tokens = []
+            if asked.rank is not None and of_prompt:
+                of_prompt = False
+                asked.rank(pack_logprobs(ranked_prompt(meta)))
+                if self._side != "prefill":
+                    emit(b"", None)
             if asked.rank is not None and tokens:
                 asked.rank(pack_logprobs(ranked(meta, len(tokens))))
             if finish is not None:
@@ -441,15 +427,6 @@ def beginning(config: Any, vocab_size: int) -> int:
     return 0
 
 
-def cut(vector: list[float], dimensions: int) -> list[float]:
-    """Keep the first numbers of a vector, brought to length 1 again; 0 keeps it as it is."""
-    if not dimensions or dimensions == len(vector):
-        return vector
-    kept = vector[:dimensions]
-    length = math.sqrt(math.fsum(value * value for value in kept))
-    return [value / length for value in kept] if length else kept
-
-
 def failure(code: int, message: str) -> tuple[int, str]:
     """Say a failure of one request in a line, without the places in the grammar library's source.
 
@@ -464,6 +441,16 @@ def ranked(meta: dict[str, Any], count: int) -> list[Ranked]:
     """Read the log-probabilities of the newest tokens out of what SGLang says of them."""
     chosen = meta["output_token_logprobs"][-count:]
     likeliest = (meta.get("output_top_logprobs") or [None] * count)[-count:]
+    return [
+        (first[0], [(other[1], other[0]) for other in others or []])
+        for first, others in zip(chosen, likeliest, strict=True)
+    ]
+
+
+def ranked_prompt(meta: dict[str, Any]) -> list[Ranked]:
+    """Read the log-probabilities of the prompt's tokens, but the first, of which SGLang knows none."""
+    chosen = meta["input_token_logprobs"][1:]
+    likeliest = (meta.get("input_top_logprobs") or [None] * (len(chosen) + 1))[1:]
     return [
         (first[0], [(other[1], other[0]) for other in others or []])
         for first, others in zip(chosen, likeliest, strict=True)

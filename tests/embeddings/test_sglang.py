@@ -21,7 +21,7 @@ from messages.client import Client
 from messages.config import Nats
 from messages.embed import unpack_floats
 from messages.gate import Gate
-from messages.lifecycle import Exit
+from messages.lifecycle import Control, Exit
 from messages.work import Encode
 from tests.conftest import NatsServer
 from tests.harness import ROOT, Cast, Desk, Prefork
@@ -125,10 +125,29 @@ async def test_vectors_equal_the_models_own(engine: tuple[Cast, int], expected: 
         ):
             with pytest.raises(ServiceError, match=says):
                 await encoded(desk, [[5], tokens], wrong)
+        await _aborted_it_stops(desk)
         await _equal_through_a_processor(cast, bus, expected)
         await _dies_with_its_scheduler(cast, pid)
     finally:
         await bus.close()
+
+
+async def _aborted_it_stops(desk: Desk) -> None:
+    """What nobody wants any more ends at once, and leaves nothing behind."""
+    long = [[7 + number] * 3_000 for number in range(32)]
+    asked = Encode(
+        request="dropped/0",
+        attempt=1,
+        out=desk.name,
+        prompt=b"".join(map(codec.pack_tokens, long)),
+        lengths=[3_000] * 32,
+        ttl=60,
+    )
+    await desk.ask(SLOT, asked)
+    told = codec.to_json(Control(request="dropped/0", attempt=1))
+    await desk.bus.request(desk.subjects.control(SLOT, "abort"), told, timeout=5)
+    assert (await desk.finished("dropped/0", 1, seconds=5)).reason == "abort"
+    assert len(await encoded(desk, [[5, 6]], "after it")) == 1
 
 
 async def _equal_through_a_processor(cast: Cast, bus: Bus, expected: list[list[float]]) -> None:
