@@ -121,6 +121,10 @@ class NatsDoor:
         try:
             kind = last_token(msg.subject)
             kinds.check_subject(self._service.model, kind)
+        await self._take(msg)
+
+    async def _take(self, msg: Msg) -> None:
+        """Take in a request whose sender can be answered."""
             body = self._service.intake.read(msg.data, kind, form)
             client = self._client(msg, encode, body)
             if self._preparing.get(body.id) == msg.reply:

@@ -84,10 +84,7 @@ class EmbedNatsDoor(NatsDoor):
         # JSON makes four bytes of three.
         self._letter_bytes = min(LETTER_BYTES, bus.max_payload // 2)
 
-    async def _on_submit(self, msg: Msg) -> None:
-        if not msg.reply:
-            log.warning("a request on %s without a reply subject: nobody could be answered", msg.subject)
-            return
+    async def _take(self, msg: Msg) -> None:
         form = (msg.headers or {}).get("content-type", codec.JSON) if msg.headers else codec.JSON
         encode = codec.to_msgpack if form == codec.MSGPACK else codec.to_json
         client = EmbedClient(self._service.post, msg.reply, encode, self._incarnation, self._letter_bytes)
