@@ -115,16 +115,16 @@ class NatsDoor:
         if not msg.reply:
             log.warning("a request on %s without a reply subject: nobody could be answered", msg.subject)
             return
+        await self._take(msg)
+
+    async def _take(self, msg: Msg) -> None:
+        """Take in a request whose sender can be answered."""
         form = (msg.headers or {}).get("content-type", codec.JSON) if msg.headers else codec.JSON
         encode = codec.to_msgpack if form == codec.MSGPACK else codec.to_json
         body: Body | None = None
         try:
             kind = last_token(msg.subject)
             kinds.check_subject(self._service.model, kind)
-        await self._take(msg)
-
-    async def _take(self, msg: Msg) -> None:
-        """Take in a request whose sender can be answered."""
             body = self._service.intake.read(msg.data, kind, form)
             client = self._client(msg, encode, body)
             if self._preparing.get(body.id) == msg.reply:
