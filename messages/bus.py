@@ -11,7 +11,7 @@ import math
 import re
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,7 +26,9 @@ from nats.js import JetStreamContext
 from nats.js.api import KeyValueConfig, StreamConfig
 from nats.js.kv import KeyValue
 
+from messages.bucket import Bucket, stop_now
 from messages.config import Nats, wrong_url
+from messages.errors import BusError, NobodyThereError, ServiceError, SilentError, TakenError, error_headers
 
 log = logging.getLogger("troupe.bus")
 
@@ -36,42 +38,10 @@ PENDING_BYTES: Final = 16 << 20
 RECONNECT_SECONDS: Final = 0.1
 QUEUE: Final = "q"
 VERSION: Final = "0.1.0"
-WRONG_LAST_SEQUENCE: Final = (10_071, 10_164)
 EVENT_DAYS: Final = 7
 EVENT_LIMIT: Final = 100_000
 
 Callback = Callable[[Msg], Awaitable[None]]
-
-
-class BusError(Exception):
-    """The bus cannot be used as asked; the text says what is wrong and what would be right."""
-
-
-class NobodyThereError(BusError):
-    """No one is subscribed to the subject: told at once by the server, never by a time-out."""
-
-
-class SilentError(BusError):
-    """Somebody is subscribed but did not answer in time."""
-
-
-class TakenError(BusError):
-    """A compare-and-set found another value than the one expected."""
-
-
-class ServiceError(Exception):
-    """An error answered by the other side, with HTTP's code for it."""
-
-    def __init__(self, code: int, message: str) -> None:
-        super().__init__(f"{code}: {message}")
-        self.code = code
-        self.message = message
-
-
-def error_headers(code: int, message: str) -> dict[str, str]:
-    """Make the headers of an error answer (ADR-32); header values can hold neither line breaks nor other than ASCII."""
-    clean = " ".join(message.split()).encode("ascii", "replace").decode()
-    return {"Nats-Service-Error-Code": str(code), "Nats-Service-Error": clean[:1_024]}
 
 
 class _Connection(Nc):
@@ -256,14 +226,14 @@ class Bus:
         except (nats.errors.Error, TimeoutError) as error:
             raise BusError(f"JetStream at {', '.join(self.urls)} does not answer: {type(error).__name__}") from None
 
-    async def bucket(self, name: str) -> "Bucket":
+    async def bucket(self, name: str) -> Bucket:
         """Open a key-value bucket, making it if it is not there."""
         js = self._jetstream()
         try:
             try:
-                return Bucket(self, await js.key_value(name))
+                return Bucket(await js.key_value(name), self._watchers)
             except nats.js.errors.BucketNotFoundError:
-                return Bucket(self, await js.create_key_value(KeyValueConfig(bucket=name, history=1)))
+                return Bucket(await js.create_key_value(KeyValueConfig(bucket=name, history=1)), self._watchers)
         except (nats.errors.Error, TimeoutError) as error:
             raise BusError(f"cannot open the bucket {name}: {error or type(error).__name__}") from None
 
@@ -326,146 +296,12 @@ class Bus:
         log.info("connected to NATS again at %s", self._nc.connected_url.netloc if self._nc.connected_url else "?")
         for watcher in list(self._watchers):
             self._watchers.discard(watcher)
-            _stop_now(watcher)
+            stop_now(watcher)
         for call in self._back:
             call()
 
     async def _on_closed(self) -> None:
         self.closed.set()
-
-
-class Bucket:
-    """One key-value bucket: reads, compare-and-set, and views that survive a reconnect."""
-
-    def __init__(self, bus: Bus, kv: KeyValue) -> None:
-        self._bus = bus
-        self._kv = kv
-
-    async def get(self, key: str) -> tuple[bytes, int] | None:
-        """Return (value, revision), or None if the key is not there."""
-        with _errors():
-            try:
-                entry = await self._kv.get(key)
-            except nats.js.errors.KeyNotFoundError:
-                return None
-            return entry.value or b"", entry.revision or 0
-
-    async def all(self) -> dict[str, bytes]:
-        """Read everything that is in the bucket now."""
-        found: asyncio.Future[dict[str, bytes]] = asyncio.get_running_loop().create_future()
-
-        def whole(values: dict[str, bytes]) -> None:
-            if not found.done():
-                found.set_result(values)
-
-        reading = asyncio.ensure_future(self.keep(">", whole, lambda key, value: None))
-        try:
-            async with asyncio.timeout(5):
-                return await found
-        except TimeoutError:
-            raise BusError("the key-value bucket did not answer within 5 s") from None
-        finally:
-            reading.cancel()
-            await asyncio.wait({reading}, timeout=1)
-
-    async def put(self, key: str, value: bytes) -> int:
-        """Write, whatever was there; return the new revision."""
-        with _errors():
-            return await self._kv.put(key, value)
-
-    async def create(self, key: str, value: bytes) -> int:
-        """Write if the key is not there (or was deleted); raises TakenError if it is."""
-        with _errors():
-            return await self._kv.create(key, value)
-
-    async def update(self, key: str, value: bytes, revision: int) -> int:
-        """Write if the revision is still the one expected; raises TakenError if not."""
-        with _errors():
-            return await self._kv.update(key, value, last=revision)
-
-    async def delete(self, key: str, revision: int | None = None) -> None:
-        """Delete, if given a revision only where it is still that one (TakenError if not)."""
-        with _errors():
-            await self._kv.delete(key, last=revision)
-
-    async def keep(
-        self,
-        keys: str,
-        whole: Callable[[dict[str, bytes]], None],
-        change: Callable[[str, bytes | None], None],
-    ) -> None:
-        """Tell the owner of what is in the bucket, for ever: `whole` with all of it, then `change` for each change.
-
-        After a reconnect the watch is made anew and `whole` is called again: a watch that is left alone can deliver
-        its next change many seconds late. A value of None is a deletion. Run it in a task group; it ends only by
-        being cancelled.
-        """
-        while True:
-            try:
-                watcher = await self._kv.watch(keys)
-            except (nats.errors.Error, nats.js.errors.Error, TimeoutError) as error:
-                log.warning("cannot watch %s: %s; trying again", keys, error or type(error).__name__)
-                await asyncio.sleep(0.2)
-                continue
-            self._bus._watchers.add(watcher)
-            try:
-                values: dict[str, bytes] | None = {}
-                async for entry in watcher:
-                    if entry is None:
-                        if values is not None and await self._is_empty(watcher):
-                            whole(values)
-                            values = None
-                        continue
-                    gone = entry.operation is not None
-                    if values is None:
-                        change(entry.key, None if gone else entry.value or b"")
-                        continue
-                    if gone:
-                        values.pop(entry.key, None)
-                    else:
-                        values[entry.key] = entry.value or b""
-                    if not entry.delta:
-                        whole(values)
-                        values = None
-            except (nats.errors.Error, nats.js.errors.Error, TimeoutError) as error:
-                log.warning("the watch on %s is made anew: %s", keys, error or type(error).__name__)
-                await asyncio.sleep(0.2)
-            finally:
-                self._bus._watchers.discard(watcher)
-                with contextlib.suppress(Exception):
-                    if watcher._sub is not None:
-                        await asyncio.shield(watcher._sub.unsubscribe())
-
-    async def _is_empty(self, watcher: KeyValue.KeyWatcher) -> bool:
-        """Ask the server whether it has nothing for a watch of which nothing has come.
-
-        nats-py asks too, but takes "all has been sent" for "there is nothing" when the answer overtakes the entries.
-        """
-        assert watcher._sub is not None
-        info = await watcher._sub.consumer_info()
-        return not info.num_pending and not (info.delivered and info.delivered.consumer_seq)
-
-
-@contextlib.contextmanager
-def _errors() -> Iterator[None]:
-    try:
-        yield
-    except nats.js.errors.APIError as error:
-        if isinstance(error, nats.js.errors.KeyWrongLastSequenceError) or error.err_code in WRONG_LAST_SEQUENCE:
-            raise TakenError("somebody else has changed the key") from None
-        raise BusError(f"the key-value bucket refused: {error.description}") from None
-    except (nats.errors.Error, TimeoutError) as error:
-        raise BusError(f"the key-value bucket did not answer: {error or type(error).__name__}") from None
-
-
-def _stop_now(watcher: KeyValue.KeyWatcher) -> None:
-    """End a watcher's iteration without waiting for the server; its owner unsubscribes."""
-    while True:
-        try:
-            watcher._updates.put_nowait(KeyValue.KeyWatcher.STOP_ITER)
-            return
-        except asyncio.QueueFull:
-            watcher._updates.get_nowait()
 
 
 async def _give_up(nc: Nc) -> None:
@@ -508,3 +344,15 @@ def _tls(config: Nats) -> ssl.SSLContext:
     except OSError as error:
         raise BusError(f"nats.tls: {error}") from None
     return context
+
+
+__all__ = [
+    "Bucket",
+    "Bus",
+    "BusError",
+    "NobodyThereError",
+    "ServiceError",
+    "SilentError",
+    "TakenError",
+    "error_headers",
+]
