@@ -20,7 +20,10 @@ from messages.lifecycle import Control
 from messages.subjects import Subjects
 from tests.cluster.manager import Manager
 from tests.conftest import NatsServer
-from tests.supervisor.cluster import Cluster, simulated
+from tests.supervisor.cluster import ROOT, Cluster, simulated
+
+ADDRESS_SPACE: Final = 3_000_000
+"""KiB, in which Python can import all of SGLang, and no engine can be made."""
 
 Scene = Callable[[Path], str]
 
@@ -196,6 +199,25 @@ def metrics_where(folder: Path) -> str:
         return shown(cluster)
 
 
+def engine_memory(folder: Path) -> str:
+    """The real SGLang under a limit on its address space."""
+    with nats(folder) as server:
+        made = simulated()
+        made["nats"] = {"url": server.url}
+        path = str(ROOT / "models" / "troupe-small-chat")
+        made["models"][0] |= {
+            "spawn": "external",
+            "engine": "sglang",
+            "device": "cpu",
+            "path": path,
+            "load_deadline": 150,
+        }
+        cluster = Cluster(folder, made)
+        command = f'ulimit -v {ADDRESS_SPACE}; exec "{sys.executable}" -m actors decode'
+        command += f' --config "{cluster.config}" --slot demo-decode-0 --state "{folder / "host"}"'
+        return both(subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=170))
+
+
 def payload_server(folder: Path) -> str:
     made = simulated(decode={"restart": {"crashes_before_ready": 0}})
     made["nats"] = {"max_payload": 65_536}
@@ -265,6 +287,7 @@ SCENES: Final[dict[str, Scene]] = {
         starting,
         slow_start,
         killed,
+        engine_memory,
         payload_server,
         payload_request,
         no_supervisor,
