@@ -47,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_asking(commands)
     _add_slots(commands)
     _add_ping(commands)
+    _add_drill(commands)
     return parser
 
 
@@ -159,6 +160,35 @@ def _add_slots(commands: Any) -> None:
     )
 
 
+def _add_drill(commands: Any) -> None:
+    drill = _command(
+        commands,
+        "drill",
+        "rehearse a failure under load, and prove what came of it; exit code 1 if it came out badly",
+        "troupe drill kill --config configs/simulated.yaml",
+        _drill,
+    )
+    drill.add_argument("NAME", nargs="?", help="which one, or: all (`--list` shows what there is)")
+    drill.add_argument("--list", action="store_true", help="show what drills there are")
+    drill.add_argument("--config", metavar="FILE", help="start a cluster of its own from this configuration")
+    drill.add_argument("--state", metavar="DIR", help="or use the cluster that runs in this state folder")
+    drill.add_argument("--model", metavar="NAME", help="which model (default: the only one that completes texts)")
+    drill.add_argument("--target", metavar="SLOT", help="a slot, a role, 'only ROLE', 'busiest ROLE' or busiest")
+    drill.add_argument(
+        "--load", default="", metavar="FIELDS", help="for example clients=8,requests=100,http=4,tokens=64,timeout=30"
+    )
+    drill.add_argument("--times", type=_times, default=1, metavar="N", help="play it so many times (default: 1)")
+    drill.add_argument("--minutes", type=_seconds, default=1.0, metavar="M", help="for random: how long (default: 1)")
+    drill.add_argument("--seed", type=int, metavar="N", help="for random: play that sequence (default: a new one)")
+    drill.add_argument(
+        "--report",
+        default=f"{DEFAULT_STATE}/drills",
+        metavar="DIR",
+        help=f"where reports go (default: {DEFAULT_STATE}/drills)",
+    )
+    drill.add_argument("--drills", default=_drills_file(), metavar="FILE", help="another configs/drills.yaml")
+
+
 def _command(commands: Any, name: str, what: str, example: str, run: Run) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(
         name, help=what, description=f"{what[0].upper()}{what[1:]}.", epilog=f"example: {example}"
@@ -180,6 +210,17 @@ def _seconds(text: str) -> float:
     if not 0 <= seconds < 1e9:
         raise argparse.ArgumentTypeError(f"{text} is no span of time; a number of seconds from 0 up is")
     return seconds
+
+
+def _times(text: str) -> int:
+    if not text.isdigit() or not 1 <= int(text) <= 1_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of times; 1 to 1000 is")
+    return int(text)
+
+
+def _drills_file() -> str:
+    here = Path("configs/drills.yaml")
+    return str(here if here.exists() else Path(__file__).resolve().parent.parent / here)
 
 
 def _load_nats() -> None:
@@ -242,6 +283,12 @@ def _ping(options: argparse.Namespace) -> Code:
     from supervisor.commands.ping import ping
 
     return ping(options)
+
+
+def _drill(options: argparse.Namespace) -> Code:
+    from supervisor.commands.drill import drill
+
+    return drill(options)
 
 
 def _logs(options: argparse.Namespace) -> Code:

@@ -44,7 +44,11 @@ def test_specs_stand_in_starting_order_with_nothing_left_open() -> None:
     assert (specs["host-publisher-0"].model, specs["host-publisher-0"].spawn) == ("", "plain")
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path",
+    sorted(set((ROOT / "configs").glob("*.yaml")) - {ROOT / "configs" / "drills.yaml"}),
+    ids=lambda path: path.name,
+)
 def test_every_configuration_that_comes_with_troupe_is_well(path: Path) -> None:
     cluster = read(path)
     check_files(cluster)
