@@ -35,13 +35,14 @@ KNOWN_LINKS: Final = 1_024
 class Link:
     """The way to one processor incarnation: its numbers, and the frames that it has not acknowledged."""
 
-    __slots__ = ("absent", "acked", "gone", "heard", "items", "kept", "kept_bytes", "reply", "seq", "subject")
+    __slots__ = ("absent", "acked", "gone", "heard", "items", "kept", "kept_bytes", "large", "reply", "seq", "subject")
 
     def __init__(self, subject: str, reply: str, now: float) -> None:
         self.subject = subject
         self.reply = reply
         self.absent: float | None = None
         self.gone = False
+        self.large = False
         self.seq = 0
         self.acked = 0
         self.heard = now
@@ -124,6 +125,8 @@ class Outbox:
         link = self._links.get(processor)
         if link is None:
             link = self._links[processor] = self._new_link(processor)
+        if logprobs is not None:
+            link.large = True
         link.items.append(Item(request, attempt, position, tokens, finish, logprobs))
         self._dirty.add(processor)
         self._empty.clear()
@@ -154,7 +157,8 @@ class Outbox:
         if not link.kept:
             link.heard = time.monotonic()
         while link.items:
-            count = FRAME_ITEMS if self._frame_bytes is None else _fitting(link.items, self._frame_bytes)
+            most = self._frame_bytes or (self._bus.max_payload // 2 if link.large else None)
+            count = FRAME_ITEMS if most is None else _fitting(link.items, most)
             batch, link.items = link.items[:count], link.items[count:]
             data = link.frame(self._sender, batch)
             if link.full:
@@ -239,7 +243,7 @@ def _fitting(items: list[Item], most: int) -> int:
     """Count the items, one at least, that together take no more than so many bytes."""
     size = 0
     for count, item in enumerate(items):
-        size += len(item.tokens) + ITEM_BYTES
+        size += len(item.tokens) + len(item.logprobs or b"") + ITEM_BYTES
         if size > most and count:
             return count
     return len(items)

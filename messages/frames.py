@@ -27,7 +27,8 @@ class Finish(Struct, array_like=True, gc=False):
 class Item(Struct, array_like=True, gc=False):
     """What one stream got: packed token ids, of which the first is output token number `position`.
 
-    `logprobs` are theirs (`codec.pack_logprobs`), None for those who did not ask: one byte.
+    `logprobs` are theirs (`codec.pack_logprobs`), None for those who did not ask: one byte. With no tokens they are
+    those of the prompt but its first token, of which nobody can tell how likely it was.
     """
 
     request: str

@@ -33,7 +33,7 @@ NOT_HERE: Final[dict[str, str]] = {
     "json_schema": "use response_format",
     "structural_tag": "use response_format, regex or ebnf",
     "structured_outputs": "use response_format, regex or ebnf",
-    "prompt_logprobs": "the prompt's own log-probabilities cannot be had",
+    "prompt_logprobs": "use echo and logprobs",
     "return_tokens_as_token_ids": "the kind 'generate' answers in token ids",
     "lora_path": "adapters cannot be had",
     "thinking": "use reasoning_effort or chat_template_kwargs",
@@ -255,14 +255,14 @@ class Accepted(Struct, kw_only=True, tag="accepted"):
 
 
 class Likely(Struct, kw_only=True):
-    """One token that might have come, with the natural logarithm of its probability.
+    """One token that might have come, with the natural logarithm of its probability: None for a prompt's first.
 
     `bytes` is what it adds to the text, in UTF-8: nothing for a special token that the text leaves out.
     """
 
     id: int
     token: str
-    logprob: float
+    logprob: float | None
     bytes: list[int]
 
 
@@ -278,7 +278,7 @@ class Delta(Struct, kw_only=True, tag="delta", omit_defaults=True):
     `position` counts the output tokens before this delta; `text` may lag behind `token_ids`, because half a
     character, or what may yet become a stop string, is held back. `index` is the choice, where there are several;
     each has positions of its own. `logprobs` are those of `token_ids`, where they were asked for; a token that ended
-    the answer has none.
+    the answer has none, and with an echo those of the prompt come first.
     """
 
     id: str

@@ -12,8 +12,9 @@ class Sampling(Struct, kw_only=True, omit_defaults=True):
     """How to choose tokens and when to stop, in SGLang's words; stop strings are the processor's and not in here.
 
     `logit_bias` is added to the logits of token ids. `logprobs` asks for the log-probability of each token and for so
-    many of the likeliest in its place; None asks for none. At most one of `json_schema` (as JSON text), `regex` and
-    `ebnf` says what the text must be like; an engine without grammars refuses them.
+    many of the likeliest in its place; None asks for none. `prompt_logprobs` asks for those of the prompt as well. At
+    most one of `json_schema` (as JSON text), `regex` and `ebnf` says what the text must be like; an engine without
+    grammars refuses them.
     """
 
     max_tokens: int
@@ -33,6 +34,7 @@ class Sampling(Struct, kw_only=True, omit_defaults=True):
     json_schema: str | None = None
     regex: str | None = None
     ebnf: str | None = None
+    prompt_logprobs: bool = False
 
     @property
     def grammar(self) -> str | None:

@@ -191,9 +191,11 @@ class Desk:
         self.subjects = subjects
         self.name = name
         self.acknowledge = True
+        self.ranks = 2
         self.frames: list[Frame] = []
         self.tokens: dict[str, list[int]] = defaultdict(list)
         self.logprobs: dict[str, list[codec.Ranked]] = defaultdict(list)
+        self.prompt_logprobs: dict[str, list[codec.Ranked]] = defaultdict(list)
         self.finishes: dict[str, list[Finish]] = defaultdict(list)
         self.prefilled: dict[str, Finish] = {}
         self.last: dict[str, int] = defaultdict(int)
@@ -209,6 +211,9 @@ class Desk:
         if frame.seq == self.last[frame.sender] + 1:
             self.last[frame.sender] = frame.seq
         for item in frame.items:
+            if item.logprobs and not item.tokens:
+                count = len(item.logprobs) // (4 + 8 * self.ranks)
+                self.prompt_logprobs[f"{item.request}:{item.attempt}"] += codec.unpack_logprobs(item.logprobs, count)
             if item.finish is not None and item.finish.reason == "prefilled":
                 self.prefilled[f"{item.request}:{item.attempt}"] = item.finish
                 continue
@@ -216,7 +221,7 @@ class Desk:
             if item.position == len(tokens):
                 ids = codec.unpack_tokens(item.tokens)
                 tokens += ids
-                if item.logprobs is not None:
+                if item.logprobs is not None and ids:
                     self.logprobs[f"{item.request}:{item.attempt}"] += codec.unpack_logprobs(item.logprobs, len(ids))
                 if item.finish is not None:
                     self.finishes[f"{item.request}:{item.attempt}"].append(item.finish)

@@ -89,7 +89,8 @@ class Generation(Struct, kw_only=True):
     `dp_rank` is the DP rank that it must run on, None for any.
 
 
-    `rank` gets log-probabilities, where the sampling asks for them.
+    `rank` gets log-probabilities, where the sampling asks for them; those of the prompt before any others, by the side
+    that computes it, with an `emit` that brings no tokens.
     """
 
     key: str

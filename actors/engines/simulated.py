@@ -43,7 +43,7 @@ from actors.engines.kv_publisher import KvPublisher
 from actors.engines.places import Places, prepare
 from actors.engines.rendezvous import BrokenRendezvousError, DecodeSide, PrefillSide
 from actors.kv_wire import GPU, BlockRemoved, BlockStored
-from messages.codec import pack_logprobs, token_count, unpack_tokens
+from messages.codec import Ranked, pack_logprobs, token_count, unpack_tokens
 from messages.embed import pack_floats
 from messages.frames import Finish
 from messages.lifecycle import Child, RankLoad
@@ -77,6 +77,7 @@ class Stream:
         "made",
         "prompt",
         "rank",
+        "rank_prompt",
         "ranks",
         "stops",
     )
@@ -95,6 +96,7 @@ class Stream:
         self.least = sampling.min_tokens
         self.ranks = sampling.logprobs or 0
         self.rank = asked.rank
+        self.rank_prompt = sampling.prompt_logprobs
         self.length = token_count(asked.prompt)
         self.limit = asked.sampling.max_tokens
         self.made = 0
@@ -237,6 +239,7 @@ class SimulatedEngine(Engine):
                 await self._until(stream, self._compute(stream))
                 if not stream.done.done():
                     room.transferred()
+                    self._rank_prompt(stream)
                     stream.finish(b"", "prefilled")
             return
         if self._side == "decode" and self._decode_side is not None and meeting is not None:
@@ -244,6 +247,9 @@ class SimulatedEngine(Engine):
             stream.cached = stream.length
         else:
             await self._until(stream, self._compute(stream))
+            if stream.rank_prompt and not stream.done.done():
+                self._rank_prompt(stream)
+                stream.emit(b"", None)
         if self._side == "prefill" and not stream.done.done():
             stream.finish(b"", "prefilled")
         if not stream.done.done():
@@ -333,15 +339,28 @@ class SimulatedEngine(Engine):
 
     def _rank(self, stream: Stream, token: int) -> None:
         """Make up how likely a token was, and the next likeliest: a function of what stands before it."""
-        if stream.rank is None:
+        if stream.rank is not None:
+            stream.rank(pack_logprobs([self._made_up(stream.crc, token, stream.ranks)]))
+
+    def _rank_prompt(self, stream: Stream) -> None:
+        """Make up how likely the prompt's tokens were, all but the first."""
+        if stream.rank is None or not stream.rank_prompt:
             return
-        first = 0.5 + (stream.crc % 400) / 1_000
+        made, crc = [], 0
+        for at in range(0, len(stream.prompt), 4):
+            token = stream.prompt[at : at + 4]
+            made.append(self._made_up(crc, int.from_bytes(token, "little"), stream.ranks))
+            crc = zlib.crc32(token, crc)
+        stream.rank(pack_logprobs(made[1:]))
+
+    def _made_up(self, crc: int, token: int, ranks: int) -> Ranked:
+        first = 0.5 + (crc % 400) / 1_000
         likeliest = [(token, math.log(first))]
         at, left = token, 1.0 - first
-        for _ in range(1, min(stream.ranks, self._vocab_size)):
+        for _ in range(1, min(ranks, self._vocab_size)):
             at, left = (at + 1) % self._vocab_size, left / 2
             likeliest.append((at, math.log(left)))
-        stream.rank(pack_logprobs([(likeliest[0][1], likeliest[: stream.ranks])]))
+        return likeliest[0][1], likeliest[:ranks]
 
     def abort(self, key: str) -> None:
         """Stop one stream."""

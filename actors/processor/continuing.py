@@ -17,6 +17,11 @@ def work_bytes(tokens: int, sampling: Sampling) -> int:
     return size
 
 
+def ranked_bytes(tokens: int, sampling: Sampling) -> int:
+    """Say how large the message is, at most, that brings the log-probabilities of a prompt; 0 if none are asked for."""
+    return ENVELOPE + tokens * (4 + 8 * (sampling.logprobs or 0)) if sampling.prompt_logprobs else 0
+
+
 def why_not_continued(sampling: Sampling) -> str | None:
     """Say why a stream cannot go on elsewhere from its tokens so far, or None if it can.
 
@@ -33,5 +38,8 @@ def why_not_continued(sampling: Sampling) -> str | None:
 def rest(sampling: Sampling, made: int) -> Sampling:
     """Say how to go on after so many tokens: what is counted from the first of them is counted from here."""
     return msgspec.structs.replace(
-        sampling, max_tokens=sampling.max_tokens - made, min_tokens=max(0, sampling.min_tokens - made)
+        sampling,
+        max_tokens=sampling.max_tokens - made,
+        min_tokens=max(0, sampling.min_tokens - made),
+        prompt_logprobs=False,
     )

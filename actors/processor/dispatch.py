@@ -9,7 +9,7 @@ import logging
 import random
 from collections.abc import Callable
 from functools import partial
-from typing import Final
+from typing import Final, Literal
 
 from actors.processor.asks import Asks, Then
 from actors.processor.continuing import rest, why_not_continued, work_bytes
@@ -30,6 +30,7 @@ log = logging.getLogger("troupe.dispatch")
 BUSY: Final = frozenset({409, 429, 503})
 """Codes that mean "ask another": an older life, full, not ready. Never a fault of the actor."""
 
+UNRANKED: Final = "an actor failed on this request before it had told the prompt's log-probabilities"
 CRASHES: Final = 2
 ABORTS: Final = 5
 
@@ -114,6 +115,8 @@ class Dispatcher:
         if job.tokens:
             prompt += codec.pack_tokens(job.tokens)
             sampling = rest(sampling, len(job.tokens))
+        elif sampling.prompt_logprobs and not job.awaiting:
+            sampling = rest(sampling, 0)
         meeting = None
         if prefill is not None and prefill.registration.bootstrap is not None:
             host, port = prefill.registration.bootstrap
@@ -191,11 +194,15 @@ class Dispatcher:
             self._decoded(job, decode, item)
         elif prefill is not None and sender == prefill.seat.incarnation and not prefill.done:
             if item.finish is not None:
-                self._prefilled(job, prefill, item.finish)
+                self._prefilled(job, prefill, item, item.finish)
 
     def _decoded(self, job: Job, leg: Leg, item: Item) -> None:
         finish = item.finish
         leg.accepted = True
+        if job.held is not None:
+            return
+        if item.logprobs is not None and not item.tokens:
+            self._rank_prompt(job, item)
         if item.tokens:
             ids = codec.unpack_tokens(item.tokens)
             ranked = None
@@ -216,7 +223,7 @@ class Dispatcher:
             if job.stopped:
                 if finish is not None:
                     self._release(job, leg)
-                self._journal.end(job, job.done("stop"))
+                self._well(job, "stop")
                 return
         if finish is None:
             job.sink.grown(job)
@@ -225,17 +232,38 @@ class Dispatcher:
         if finish.reason == "stop" or finish.reason == "length":
             if job.prefill is None:
                 job.cached = finish.cached_tokens
-            else:
+            elif not job.awaiting:
                 # It has handed over, so it needs no abort; its own report may come a moment after this one.
                 self._release(job, job.prefill)
-            self._journal.end(job, job.done("stop" if finish.reason == "stop" else "length"))
+            self._well(job, "stop" if finish.reason == "stop" else "length")
         else:
             self._failed(job, leg, finish)
 
-    def _prefilled(self, job: Job, leg: Leg, finish: Finish) -> None:
+    def _well(self, job: Job, reason: Literal["stop", "length"]) -> None:
+        """End a job that went well; one that still misses something of its prompt, when prefill has said it."""
+        if job.awaiting and job.prefill is not None and not job.prefill.done:
+            job.held = reason
+        elif job.awaiting:
+            self._journal.end(job, job.error(500, UNRANKED))
+        else:
+            self._journal.end(job, job.done(reason))
+
+    def _rank_prompt(self, job: Job, item: Item) -> None:
+        """Take in the log-probabilities of a prompt; where they are not what they should be, the job ends unwell."""
+        ranked = _ranked(item, len(job.asked.prompt) - 1)
+        if job.awaiting and ranked is not None:
+            job.rank_prompt(ranked)
+
+    def _prefilled(self, job: Job, leg: Leg, item: Item, finish: Finish) -> None:
         self._release(job, leg)
         if finish.reason in ("prefilled", "stop", "length"):
             job.cached = finish.cached_tokens
+            if job.awaiting:
+                self._rank_prompt(job, item)
+                if job.held is not None:
+                    self._well(job, job.held)
+                    return
+                job.sink.grown(job)
             self.retry()
         else:
             self._failed(job, leg, finish)
@@ -308,6 +336,9 @@ class Dispatcher:
         job.base = len(job.tokens)
         sampling = job.asked.sampling
         if job.tokens:
+            if job.awaiting:
+                self._journal.end(job, job.error(500, UNRANKED))
+                return
             if (why := why_not_continued(sampling)) is not None:
                 self._journal.end(job, job.error(500, f"an actor failed on this request, and {why}"))
                 return

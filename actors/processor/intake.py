@@ -139,6 +139,7 @@ class Intake:
             sampling = self._sampling(body, self._room(prompt.ids, asked_tokens, place))
             sampling.logit_bias = bias
             sampling.logprobs = logprobs
+            sampling.prompt_logprobs = isinstance(body, Completion) and body.echo and logprobs is not None
             if grammar is not None:
                 setattr(sampling, grammar.kind, grammar.text)
             for _ in range(each):
@@ -178,9 +179,6 @@ class Intake:
         if isinstance(body, Generate):
             return [Prompt(body.token_ids)]
         assert isinstance(body, Completion)
-        if body.echo and body.logprobs is not None:
-            why = "echo: the prompt's own log-probabilities cannot be had; leave out echo or logprobs"
-            raise RefusalError(400, why, param="echo")
         return [self._prompt(body, text, at) for text, at in _several(body.prompt)]
 
     def _prompt(self, body: Completion, given: str | list[int], where: str) -> Prompt:

@@ -128,12 +128,14 @@ class Job:
     """One request under way.
 
     `attempt` is fenced by the GPU actors and told to the client; `claim` is the attempt with which the client's
-    submission began. `base` is the number of tokens there were when the attempt began.
+    submission began. `base` is the number of tokens there were when the attempt began. While it is `awaiting` the
+    log-probabilities of its prompt, nothing is given to the client; `held` is how it has ended meanwhile.
     """
 
     __slots__ = (
         "asked",
         "attempt",
+        "awaiting",
         "base",
         "cached",
         "calls",
@@ -141,6 +143,7 @@ class Job:
         "crashes",
         "deadline",
         "decode",
+        "held",
         "id",
         "last",
         "logprobs",
@@ -172,6 +175,8 @@ class Job:
         self.reasoning = ""
         self.calls: list[ToolCall] = []
         self.logprobs: list[Logprob] = []
+        self.awaiting = asked.sampling.prompt_logprobs and not self.tokens
+        self.held: Literal["stop", "length"] | None = None
         self.prefill: Leg | None = None
         self.decode: Leg | None = None
         self.refused: dict[str, int] = {}
@@ -196,6 +201,12 @@ class Job:
         if text:
             self._read(text)
 
+    def rank_prompt(self, ranked: list[codec.Ranked]) -> None:
+        """Take the log-probabilities of the prompt; from here on there is something for the client."""
+        if self.asked.names is not None:
+            self.logprobs = self.asked.names.prompt(self.asked.prompt, ranked) + self.logprobs
+        self.awaiting = False
+
     @property
     def stopped(self) -> bool:
         """Whether a stop string has ended the stream, or the only tool call that may be."""
@@ -207,6 +218,8 @@ class Job:
     def take(self) -> Piece | None:
         """Give what has piled up since the last time, or None if nothing has."""
         sent, tokens = self.sent, self.tokens
+        if self.awaiting:
+            return None
         if sent == len(tokens) and not self.text and not self.reasoning and not self.calls:
             return None
         piece = Piece(

@@ -16,6 +16,12 @@ class Names:
         self._pieces = pieces
         self._skip_special = skip_special
 
+    def prompt(self, ids: list[int], ranked: list[Ranked]) -> list[Logprob]:
+        """Name a prompt's tokens; of the first nobody can tell how likely it was."""
+        token, data = self._name(ids[0])
+        first = Logprob(id=ids[0], token=token, logprob=None, bytes=data, top_logprobs=[])
+        return [first, *self.ranked(ids[1:], ranked)]
+
     def ranked(self, ids: Iterable[int], ranked: Iterable[Ranked]) -> list[Logprob]:
         """Name tokens, and the likeliest in their places; half a character is U+FFFD in the name."""
         made = []

@@ -157,7 +157,8 @@ class Completion:
             "tokens": [_token(entry) for entry in piece.logprobs],
             "token_logprobs": [entry.logprob for entry in piece.logprobs],
             "top_logprobs": [
-                {_token(other): other.logprob for other in entry.top_logprobs} for entry in piece.logprobs
+                {_token(other): other.logprob for other in entry.top_logprobs} if entry.logprob is not None else None
+                for entry in piece.logprobs
             ],
             "text_offset": [offsets.next(entry) for entry in piece.logprobs],
         }

@@ -12,7 +12,7 @@ from nats.aio.msg import Msg
 
 from actors.processor.asks import Asks
 from actors.processor.choices import Group
-from actors.processor.continuing import work_bytes
+from actors.processor.continuing import ranked_bytes, work_bytes
 from actors.processor.dispatch import Dispatcher
 from actors.processor.inbox import Inbox
 from actors.processor.intake import Intake
@@ -162,6 +162,9 @@ class Service:
         for asked in choices:
             if (size := work_bytes(len(asked.prompt), asked.sampling)) > self._bus.max_payload:
                 message = f"a prompt of {len(asked.prompt)} tokens makes a message of {size} bytes"
+                raise RefusalError(413, f"{message}; NATS takes {self._bus.max_payload}")
+            if (size := ranked_bytes(len(asked.prompt), asked.sampling)) > self._bus.max_payload:
+                message = f"the log-probabilities of a prompt of {len(asked.prompt)} tokens take {size} bytes"
                 raise RefusalError(413, f"{message}; NATS takes {self._bus.max_payload}")
         if len(choices) > 1:
             return self._begin_several(body, choices, sink)

@@ -176,6 +176,40 @@ async def test_log_probabilities_of_completions(client: openai.AsyncOpenAI) -> N
     ]
 
 
+@pytest.mark.parametrize("ranks", [0, 3])
+async def test_an_echo_has_the_log_probabilities_of_the_prompt(client: openai.AsyncOpenAI, ranks: int) -> None:
+    asked: dict[str, Any] = SAME | {"prompt": ["Once upon a time", "x"], "echo": True, "logprobs": ranks}
+    choices = (await client.completions.create(**asked)).choices
+    for choice, text in zip(choices, asked["prompt"], strict=True):
+        ids = CODER.encode(text).ids
+        logprobs = choice.logprobs
+        assert logprobs is not None
+        assert logprobs.tokens is not None
+        assert logprobs.token_logprobs is not None
+        assert logprobs.top_logprobs is not None
+        assert logprobs.text_offset is not None
+        assert "".join(logprobs.tokens[: len(ids)]) == text
+        assert len(logprobs.tokens) == len(ids) + 12
+        assert (logprobs.token_logprobs[0], logprobs.top_logprobs[0]) == (None, None)
+        assert all(value is not None and value <= 0 for value in logprobs.token_logprobs[1:])
+        # A token that was not among the likeliest has one more row in some APIs; here it is as many as asked for.
+        assert {len(row) for row in logprobs.top_logprobs[1:]} == {ranks}
+        assert logprobs.text_offset[: len(ids)] == [len(CODER.decode(ids[:at])) for at in range(len(ids))]
+    plain = (await client.completions.create(**asked | {"echo": False})).choices
+    for choice, alone in zip(choices, plain, strict=True):
+        assert choice.logprobs is not None
+        assert alone.logprobs is not None
+        assert (choice.logprobs.tokens or [])[-12:] == alone.logprobs.tokens
+    told: dict[int, list[str]] = {0: [], 1: []}
+    texts = {0: "", 1: ""}
+    async for chunk in await client.completions.create(**asked, stream=True):
+        for part in chunk.choices:
+            texts[part.index] += part.text
+            told[part.index] += (part.logprobs.tokens or []) if part.logprobs is not None else []
+    assert texts == {choice.index: choice.text for choice in choices}
+    assert told == {choice.index: choice.logprobs.tokens for choice in choices if choice.logprobs is not None}
+
+
 def test_a_token_that_ends_the_answer_has_no_log_probability(plain: openai.OpenAI) -> None:
     fields = SAME | {"extra_body": {"stop_token_ids": CODER.encode("q").ids}, "logit_bias": {}}
     forced = {str(CODER.encode("q").ids[0]): 100}

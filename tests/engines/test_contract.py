@@ -263,3 +263,23 @@ async def test_an_engine_holds_to_grammars_or_says_that_it_has_none(desk: Desk, 
     finish = await desk.finished(broken.request)
     assert (finish.reason, finish.code, "Failed to compile regex grammar" in finish.message) == ("error", 400, True)
     assert len(await whole(desk, [20, 21])) == 16, "others go on"
+
+
+@pytest.mark.parametrize("length", [1, 40])
+async def test_log_probabilities_of_the_prompt_come_from_whoever_computes_it(
+    desk: Desk, engines: Cast, length: int
+) -> None:
+    prompt, once, again = (
+        list(range(30, 30 + length)),
+        ranking(2, prompt_logprobs=True),
+        ranking(2, prompt_logprobs=True),
+    )
+    tokens = await whole(desk, prompt)
+    assert (await whole(desk, prompt, **once))[:12] == tokens[:12]
+    found = desk.logprobs[f"{once['request']}:0"]
+    of_prompt = desk.prompt_logprobs[f"{once['request']}:0"]
+    assert (len(found), len(of_prompt)) == (12, length - 1)
+    assert all(len(likeliest) == 2 and likeliest[0][1] <= 0 for _, likeliest in of_prompt)
+    await apart(desk, engines, prompt, **again)
+    assert alike(desk.prompt_logprobs[f"{again['request']}:0"], of_prompt)
+    assert alike(desk.logprobs[f"{again['request']}:0"], found)
