@@ -45,7 +45,9 @@ def vector(tokens: list[int], size: int = SIZE) -> list[float]:
 
 
 class Enc(Gpu):
-    """An encoder in the test's hands."""
+    """An encoder in the test's hands; `steps` is what its heartbeats say."""
+
+    steps = 0
 
     def registration(self, state: State = State.READY) -> Registration:
         return msgspec.structs.replace(super().registration(state), dimensions=SIZE)
@@ -73,7 +75,7 @@ class Enc(Gpu):
     async def beat_on(self) -> None:
         """Send heartbeats, for ever."""
         while True:
-            await self.beat()
+            await self.beat(steps=self.steps)
             await asyncio.sleep(HEARTBEAT_PERIOD)
 
     async def answer_all(self) -> None:

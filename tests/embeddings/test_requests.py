@@ -111,16 +111,44 @@ async def test_what_an_encoder_that_hangs_has_goes_to_another(stage: Stage, monk
     assert (told.request, told.attempt) == (part.request, part.attempt)
 
 
+async def test_an_encoder_that_hangs_gets_no_more_until_it_takes_a_step(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedder, "SILENT", 0.3)
+    monkeypatch.setattr(embedder, "LOOK", 0.05)
+    hung = await stage.encoder(0)
+    first = await stage.submit("one")
+    await hung.part()
+    await stage.encoder(1, answers=True)
+    assert isinstance(await first.last(), Done)
+    for _ in range(20):
+        assert isinstance(await (await stage.submit("two")).last(), Done)
+    assert hung.work.empty()
+    seat = stage.service.view.seats[hung.slot]
+    hung.steps = 4
+    await eventually(lambda: seat.beat is not None and seat.beat.steps == 4)
+    later = [await stage.submit("three") for _ in range(20)]
+    await hung.part()
+    assert later
+
+
 async def test_an_encoder_with_nobody_beside_it_is_left_to_its_work(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(embedder, "SILENT", 0.1)
+    monkeypatch.setattr(embedder, "LOOK", 0.05)
+    looks, look = 0, stage.service.embedder._look
+
+    def counted() -> None:
+        nonlocal looks
+        looks += 1
+        look()
+
+    monkeypatch.setattr(stage.service.embedder, "_look", counted)
     alone = await stage.encoder(0)
     talk = await stage.submit("one")
     part = await alone.part()
-    async with asyncio.timeout(5):
-        # Looked at once a second: after the second look it would have been passed over.
-        await asyncio.sleep(2 * embedder.LOOK + 0.1)
+    await eventually(lambda: looks > 10)
     assert alone.aborts.empty()
     await alone.answer(part)
     assert isinstance(await talk.last(), Done)

@@ -72,6 +72,7 @@ class Embedder:
         self._loop = asyncio.get_running_loop()
         self._requests: dict[str, Embedding] = {}
         self._parts: dict[str, Part] = {}
+        self._still: dict[str, int] = {}
         self._looking: asyncio.TimerHandle | None = None
         self.waiting: dict[str, Embedding] = {}
         self.line = Line(view, self, limits, "encoder")
@@ -152,9 +153,10 @@ class Embedder:
         """Give out as many parts as may be; return whether any is out: as those end, the rest follow."""
         now = self._loop.time()
         seats = self._view.by_role("encoder", now)
+        awake = [seat for seat in seats if self._still.get(seat.incarnation) != _steps(seat)] or seats
         while request.pending and len(request.out) < OUT_EACH * max(1, len(seats)):
             part = request.pending[0]
-            taking = [seat for seat in seats if part.refused.get(seat.incarnation, 0.0) <= now]
+            taking = [seat for seat in awake if part.refused.get(seat.incarnation, 0.0) <= now]
             seat = choose(b"", taking, {}, self._chance)
             if seat is None:
                 break
@@ -165,7 +167,7 @@ class Embedder:
     def _send(self, part: Part, seat: Seat) -> None:
         request = part.request
         part.seat, part.accepted, part.got = seat, False, bytearray()
-        part.progress, part.steps = self._loop.time(), seat.beat.steps if seat.beat is not None else 0
+        part.progress, part.steps = self._loop.time(), _steps(seat)
         request.out[part.key] = part
         self._parts[part.key] = part
         seat.own += 1
@@ -244,6 +246,7 @@ class Embedder:
     def lost(self, seat: Seat) -> None:
         """A seat's life is over: what it had of ours goes to others."""
         where = short(seat.registration.slot, seat.registration.generation)
+        self._still.pop(seat.incarnation, None)
         for part in [part for part in self._parts.values() if part.seat is seat]:
             accepted = part.accepted
             self._release(part)
@@ -291,11 +294,13 @@ class Embedder:
             seat = part.seat
             if seat is None:
                 continue
-            if seat.beat is not None and seat.beat.steps != part.steps:
-                part.steps, part.progress = seat.beat.steps, now
+            if _steps(seat) != part.steps:
+                part.steps, part.progress = _steps(seat), now
             silent = now - part.progress
             patience = SILENT + SILENT_A_TOKEN * part.tokens
             if (silent > patience or seat.lease <= now) and any(other is not seat for other in ready):
+                # Nobody's parts go there until it takes a step: it looks idle now, and would draw them all.
+                self._still[seat.incarnation] = part.steps
                 self._elsewhere(part, f"no step for {silent:.1f} s")
 
     def _release(self, part: Part) -> None:
@@ -316,3 +321,8 @@ class Embedder:
         asked = Control(request=key, attempt=attempt, generation=seat.registration.generation, out=self._incarnation)
         subject = self._subjects.control(seat.registration.slot, "abort")
         self._asks.ask(subject, codec.to_json(asked), lambda outcome: None)
+
+
+def _steps(seat: Seat) -> int:
+    """The steps that an encoder has last told of."""
+    return seat.beat.steps if seat.beat is not None else 0
