@@ -14,7 +14,7 @@ import pytest
 from messages import codec
 from messages.bus import Bus
 from messages.client import Client
-from messages.lifecycle import Control, Exit
+from messages.lifecycle import Control, Exit, Registration, State
 from messages.subjects import Subjects
 from messages.submit import Delta
 from messages.supervise import SlotStatus, Status
@@ -199,6 +199,37 @@ def test_a_second_process_of_a_slot_is_refused_and_the_first_goes_on(stage: Stag
     )
     assert stage.slot("demo-decode-0").generation == 1
     assert stage.slot("demo-decode-0").state == "ready"
+
+
+async def test_a_registration_of_another_host_is_taken_out_and_no_process_here_that_has_its_pid(
+    tmp_path: Path, nats_server: NatsServer, bus: Bus
+) -> None:
+    cluster = await to_thread(Cluster, tmp_path, configuration(nats_server.url))
+    innocent = await asyncio.create_subprocess_exec("sleep", "60")
+    registry = await bus.bucket(Subjects().registry_bucket)
+    dead = Registration(
+        slot="demo-decode-0",
+        role="decode",
+        generation=3,
+        state=State.READY,
+        host="elsewhere",
+        pid=innocent.pid,
+        model="demo",
+        alias="demo",
+    )
+    key = Subjects().registration_key("decode", "demo-decode-0")
+    await registry.put(key, codec.to_json(dead))
+    try:
+        await to_thread(cluster.up, ready=False)
+        async with asyncio.timeout(20):
+            while await registry.get(key) is not None:
+                await asyncio.sleep(0.05)
+        assert innocent.returncode is None
+        assert (await to_thread(cluster.slot, "demo-decode-0")).state == "waiting"
+    finally:
+        innocent.kill()
+        await innocent.wait()
+        await to_thread(cluster.close)
 
 
 async def test_nats_that_lost_its_store_has_everybody_registered_again(stage: Stage, nats_server: NatsServer) -> None:

@@ -116,7 +116,7 @@ def test_it_listens_for_clients_alone(server: NatsServer) -> None:
 class Stack:
     """The processes of compose.yaml, each started by its own command, with what a container would give it."""
 
-    def __init__(self, folder: Path, server: NatsServer) -> None:
+    def __init__(self, folder: Path, server: NatsServer, engine: str) -> None:
         self.folder = folder
         self.config = folder / "containers.yaml"
         (folder / "nats_password").write_text(PASSWORD)
@@ -127,7 +127,7 @@ class Stack:
             ("host: 0.0.0.0, port: 8000", "host: 127.0.0.1, port: 0"),
             ("host: 0.0.0.0, port: 9400", "host: 127.0.0.1, port: 0"),
             ("../models", str(ROOT / "models")),
-            ("engine: sglang", "engine: simulated"),
+            ("engine: sglang", f"engine: {engine}"),
         ):
             assert old in text, old
             text = text.replace(old, new)
@@ -157,16 +157,22 @@ class Stack:
                 start_new_session=True,
             )
 
+    def start_all(self, parts: dict[str, Service]) -> None:
+        """Start everything but NATS, in the order of the file."""
+        for name, service in parts.items():
+            if name != "nats":
+                self.start(name, service)
+
     def healthy(self, service: Service) -> subprocess.CompletedProcess[str]:
         """Call a container's health check once."""
         command = self.command(service["healthcheck"]["test"][1:])
         environ = self.environment(service)
         return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=20)
 
-    def troupe(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def troupe(self, *arguments: str, seconds: float = 45.0) -> subprocess.CompletedProcess[str]:
         """What `docker compose exec supervisor troupe …` would do."""
         command = self.command(["troupe", *arguments, "--state", "/state"])
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=45)
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds)
 
     def logs(self) -> str:
         return "\n".join(f"== {path.name}\n{path.read_text()[-2000:]}" for path in self.folder.glob("*.log"))
@@ -188,13 +194,11 @@ class Stack:
 
 @pytest.mark.timeout(120)
 def test_the_commands_of_compose_make_a_cluster(server: NatsServer, tmp_path: Path) -> None:
-    stack, parts = Stack(tmp_path, server), services()
+    stack, parts = Stack(tmp_path, server, "simulated"), services()
     assert stack.healthy(parts["nats"]).returncode == 0
     assert stack.healthy(parts["processor-0"]).returncode != 0, "it has not been started"
     try:
-        for name, service in parts.items():
-            if name != "nats":
-                stack.start(name, service)
+        stack.start_all(parts)
         done = stack.troupe("status", "--wait-ready", "40")
         assert done.returncode == 0, done.stdout + done.stderr + stack.logs()
         assert done.stdout.count("external, ") == len(actors())
@@ -206,3 +210,26 @@ def test_the_commands_of_compose_make_a_cluster(server: NatsServer, tmp_path: Pa
     finally:
         codes = stack.stop()
     assert codes == {name: 0 for name in parts if name != "nats"}, stack.logs()
+
+
+@pytest.mark.sglang
+@pytest.mark.long
+@pytest.mark.timeout(400)
+def test_so_they_do_with_the_real_engines(server: NatsServer, tmp_path: Path) -> None:
+    """Three engines that nobody forked from a warm parent, KV blocks from one to the others; one of them killed."""
+    stack, parts = Stack(tmp_path, server, "sglang"), services()
+    try:
+        stack.start_all(parts)
+        done = stack.troupe("status", "--wait-ready", "240", seconds=250)
+        assert done.returncode == 0, done.stdout + done.stderr + stack.logs()
+        for killed in (None, "decode-0"):
+            if killed is not None:
+                stack.processes[killed].kill()
+                stack.processes[killed].wait()
+            done = stack.troupe("submit", "Count from 1 to 20.", "--temperature", "0", "--no-stream")
+            assert done.stdout.strip().startswith("1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13"), (
+                done.stdout + done.stderr
+            )
+    finally:
+        codes = stack.stop(30)
+    assert codes == {name: 0 for name in parts if name != "nats"} | {"decode-0": -signal.SIGKILL}, stack.logs()
