@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 
 from messages.lifecycle import State
-from supervisor.acts import Ask, Condemned, Dismiss, Forget, Left, Lost, Note, Seen, SlotCommand
+from supervisor.acts import Ask, Condemned, Dismiss, Left, Lost, Note, Seen, SlotCommand
 from supervisor.events import Tick
 from supervisor.restart import KILL_SLACK, Life, Lives, Phase
 
@@ -57,7 +57,6 @@ def _one(life: Life, event: Event, now: float, commands: list[SlotCommand]) -> L
             reason = life.condemned or ("drained" if planned else "it has left")
             return _gone(life, reason, planned, now, commands)
         case Lost(_, generation, why) if generation == life.generation and life.phase in HERE:
-            commands.append(Forget(life.spec.slot, generation))
             return _gone(life, life.condemned or why, False, now, commands)
         case Condemned(_, generation, why) if generation == life.generation and life.phase in HERE:
             return _condemned(life, why, now, commands)

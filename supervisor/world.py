@@ -119,6 +119,8 @@ def _to_roster(world: World, event: roster.Event, now: float, commands: list[Com
             case roster.Stuck(slot, generation, why):
                 world = _to_lives(world, acts.Condemned(slot, generation, why), now, commands)
             case roster.Vanished(slot, generation, why):
+                # Also where its life was never seen: what an earlier supervisor's time has left.
+                commands.append(acts.Forget(slot, generation))
                 world = _to_lives(world, acts.Lost(slot, generation, why), now, commands)
                 world = _to_roster(world, roster.Unregistered(slot), now, commands)
             case roster.Lapsed(slot, generation, over):

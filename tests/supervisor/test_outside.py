@@ -206,7 +206,7 @@ def test_a_registration_whose_owner_is_long_dead_opens_nothing() -> None:
     dead = begun_again(heard=())
     dead.at(LEASE, Tick())
     for slot in CAST:
-        dead.at(LEASE + 1, roster.Looked(slot, 1, None, "nobody"))
+        assert dead.at(LEASE + 1, roster.Looked(slot, 1, None, "nobody")) == [Forget(slot, 1)]
     for slot in (F0, P0, D0):
         dead.at(LEASE + 2, *ready(slot, 2))
         assert not dead.open, "a cluster that begins anew wants its whole cast"
