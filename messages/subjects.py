@@ -1,10 +1,13 @@
 """Every subject and bucket of a cluster, built here and nowhere else; `docs/subjects.md` is made from this table."""
 
+import re
 from typing import Final, Literal, NamedTuple, get_args
 
 from messages.ids import TOKEN, Role
 
 VERSION: Final = "v1"
+LONGEST_REPLY: Final = 1_024
+_REPLY: Final = re.compile(r"[^\s*>.\x00-\x20\x7f]+(?:\.[^\s*>.\x00-\x20\x7f]+)*")
 
 Kind = Literal["chat", "completion", "generate", "embed"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
@@ -37,6 +40,15 @@ class Subjects:
         self.registry_bucket = f"{self.prefix}_registry"
         self.gate_bucket = f"{self.prefix}_gate"
         self.event_stream = f"{self.prefix}_events"
+
+    def may_answer(self, reply: str) -> bool:
+        """Whether a stranger's reply subject may be published to: an inbox of any kind, and none that others act upon.
+
+        Else whoever may only submit could have us speak to actors, to JetStream and to the server itself.
+        """
+        if not reply or reply.startswith(("$", f"{self._root}.")) or len(reply) > LONGEST_REPLY:
+            return False
+        return _REPLY.fullmatch(reply) is not None
 
     def submit(self, alias: str, kind: str) -> str:
         """Where a client's request goes."""

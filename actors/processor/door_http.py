@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestHandler
 
 from actors.processor import kinds, openai_form
@@ -23,6 +24,10 @@ from messages.submit import Asked as Body
 from messages.submit import Chat, Completion, Done, Error
 
 log = logging.getLogger("troupe.http")
+NOT_HTTP: Final = (HttpProcessingError, web.RequestPayloadError)
+wire_log = logging.getLogger("troupe.http.wire")
+wire_log.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], NOT_HTTP)))
+"""aiohttp's own log, without stack traces for what was no HTTP: its sender has been answered."""
 
 STALL_SECONDS: Final = 30.0
 UNREAD_BYTES: Final = 32_768
@@ -109,7 +114,9 @@ class HttpDoor:
 
     async def open(self) -> None:
         """Listen. Raises OSError if the port is taken by somebody else."""
-        server = web.Server(self._handle, request_factory=self._request, handler_cancellation=True, access_log=None)
+        server = web.Server(
+            self._handle, request_factory=self._request, handler_cancellation=True, access_log=None, logger=wire_log
+        )
         self._runner = web.ServerRunner(server, shutdown_timeout=SHUTDOWN_SECONDS)
         await self._runner.setup()
         self._site = web.TCPSite(self._runner, self._host, self._port, reuse_port=True, backlog=1_024)
@@ -205,6 +212,9 @@ class HttpDoor:
                 return await request.read()
         except TimeoutError:
             raise RefusalError(408, f"the body did not come within {STALL_SECONDS:g} s") from None
+        except web.RequestPayloadError as error:
+            why = " ".join(str(error).split())[:200]
+            raise RefusalError(400, f"the body cannot be read as its headers announce it: {why}") from None
         except web.HTTPRequestEntityTooLarge as error:
             raise too_large(
                 error.actual_size if hasattr(error, "actual_size") else self._limit + 1, self._limit

@@ -1,8 +1,10 @@
 """The door of clients on NATS: requests by subject, answers to the reply inbox in the form in which they asked."""
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Final
 
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
@@ -19,6 +21,8 @@ from messages.submit import Accepted, Delta, Error
 from messages.submit import Asked as Body
 
 log = logging.getLogger("troupe.door")
+
+WARN_SECONDS: Final = 10.0
 
 
 class Client:
@@ -83,7 +87,7 @@ class Client:
 
 
 class NatsDoor:
-    """Takes requests from the queue group of the model's processors."""
+    """Takes requests from the queue group of the model's processors; `unanswerable` counts those without an inbox."""
 
     def __init__(self, bus: Bus, subjects: Subjects, service: Service, incarnation: str, own: Owner) -> None:
         self._bus = bus
@@ -93,6 +97,8 @@ class NatsDoor:
         self._own = own
         self._limit = service.model.limits.body_bytes
         self._submits: Subscription | None = None
+        self._warn_at = 0.0
+        self.unanswerable = 0
         self._preparing: dict[str, str] = {}
 
     async def open(self) -> None:
@@ -112,8 +118,8 @@ class NatsDoor:
         self._service.cancel(last_token(msg.subject))
 
     async def _on_submit(self, msg: Msg) -> None:
-        if not msg.reply:
-            log.warning("a request on %s without a reply subject: nobody could be answered", msg.subject)
+        if not self._subjects.may_answer(msg.reply):
+            self._cannot_answer(msg)
             return
         await self._take(msg)
 
@@ -144,6 +150,15 @@ class NatsDoor:
             log.exception("a request could not be handled")
             known_id = body.id if body is not None else ""
             self._refuse(msg.reply, encode, known_id, RefusalError(500, "the processor failed on this request"))
+
+    def _cannot_answer(self, msg: Msg) -> None:
+        """Count a request whose sender cannot be told anything, and say so now and then."""
+        self.unanswerable += 1
+        now = time.monotonic()
+        if now >= self._warn_at:
+            self._warn_at = now + WARN_SECONDS
+            reply = f"the reply subject {msg.reply[:64]!r}" if msg.reply else "no reply subject"
+            log.warning("a request with %s: nobody could be answered (%d by now)", reply, self.unanswerable)
 
     def _client(self, msg: Msg, encode: Callable[[object], bytes], body: Body) -> Client:
         return Client(self._service.post, msg.reply, encode, self._incarnation, not msg.subject.endswith("generate"))

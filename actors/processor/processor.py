@@ -109,6 +109,7 @@ class Processor(Actor):
             capacity=self.model.limits.in_flight,
             in_flight=self._service.in_flight,
             queued=len(self._service.line),
+            unanswerable=self._nats.unanswerable,
         )
 
     def ping(self, asked: Control) -> str:
