@@ -79,6 +79,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--nats", action="append", default=[], help="NATS URL, instead of the configuration's")
     made.add_argument("--state", default=".troupe", help="state folder (default: .troupe)")
     made.add_argument("--http-port", type=int, default=0, help="port of a processor's HTTP door")
+    made.add_argument("--gpus", default="", help="indices of the GPUs that it was given, for its registration")
+    made.add_argument("--memory-fraction", type=float, help="SGLang's mem_fraction_static, unless `args` has it")
     made.add_argument(
         "--advertise",
         default=os.environ.get("TROUPE_ADVERTISE"),
@@ -128,6 +130,8 @@ def _setup(options: argparse.Namespace, folder: Path) -> Setup:
         nats=cluster.nats,
         folder=folder,
         http_port=options.http_port,
+        gpus=[int(index) for index in options.gpus.split(",") if index],
+        memory_fraction=options.memory_fraction,
     )
 
 

@@ -53,7 +53,10 @@ PROMPT_BYTES: Final = 8
 
 
 class Setup(Struct, frozen=True, kw_only=True):
-    """All that an actor is told at its start; `folder` is its slot's own, `http_port` a processor's alone."""
+    """All that an actor is told at its start; `folder` is its slot's own, `http_port` a processor's alone.
+
+    `gpus` are the indices it was given, `memory_fraction` what of their memory that is free now its engine may take.
+    """
 
     cluster: Cluster
     model: Model
@@ -63,6 +66,8 @@ class Setup(Struct, frozen=True, kw_only=True):
     nats: Nats
     folder: Path
     http_port: int = 0
+    gpus: list[int] = []
+    memory_fraction: float | None = None
 
 
 class Actor(ABC):

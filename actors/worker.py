@@ -130,7 +130,7 @@ class Worker(Actor):
             bootstrap=(self.part.advertise, port) if port is not None else None,
             engine=info.name,
             engine_version=info.version,
-            gpus=self.part.gpus[self.setup.slot.number] if self.part.gpus else [],
+            gpus=self.setup.gpus,
             events=self.cluster.publisher.events if info.kv_sources else "",
             kv_sources=info.kv_sources,
             metrics=info.metrics,

@@ -65,12 +65,12 @@ def configuration(folder: Path, device: str) -> Path:
     tiny = str(ROOT / "models" / "tiny")
     base: dict[str, Any] = {"tokenizer": tiny, "engine": "sglang", "device": device, "load_deadline": 300}
     if device == "cuda":
-        args = {"load_format": "dummy", "random_seed": 1, "cuda_graph_max_bs_decode": 128, "mem_fraction_static": 0.2}
+        args = {"load_format": "dummy", "random_seed": 1, "cuda_graph_max_bs_decode": 128}
         base |= {"path": str(model), "engine_tokenizer": False, "context_length": 8_192, "args": args}
     else:
         base |= {"path": tiny, "context_length": 2_048}
     door = {"processor": {"http": {"port": 0}}}
-    part = {"capacity": 256}
+    part = {"capacity": 256, "share_gpus": True, "memory_share": 0.2}
     models = [
         base | {"name": "whole", "cast": door | {"decode": part}},
         base | {"name": "apart", "cast": door | {"prefill": part, "decode": part}},

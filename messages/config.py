@@ -117,10 +117,13 @@ class Part(Written, kw_only=True):
 
     `capacity` is how many requests a slot takes at once. `load_deadline` and `drain_deadline` are in seconds.
     `args` are SGLang's own arguments (any name of its ServerArgs) for this role; `gpus` are the indices a slot
-    owns, one list for each slot. `min_ready` is how many must be ready for the gate to stay open. `advertise` is
-    the address at which other hosts reach this one (decode reaches prefill's bootstrap server there): an address, a
-    host's name, or `auto` for whatever the name of the actor's own host stands for. `spawn: external` says that
-    another manager starts the slots (docs/external.md); left at `auto`, the model's `spawn` counts.
+    owns, one list for each slot; left out, it is given a free one. `share_gpus: true` lets slots that all say so
+    have a GPU together; `memory_share` is what a slot takes of each one's memory for weights and KV cache
+    (docs/gpu.md). `near_cpus` binds it to the CPUs near its GPUs. `min_ready` is how many must be ready for the
+    gate to stay open. `advertise` is the address at which other hosts reach this one (decode reaches prefill's
+    bootstrap server there): an address, a host's name, or `auto` for whatever the name of the actor's own host
+    stands for. `spawn: external` says that another manager starts the slots (docs/external.md); left at `auto`, the
+    model's `spawn` counts.
     """
 
     count: Count = 1
@@ -129,6 +132,9 @@ class Part(Written, kw_only=True):
     args: dict[str, Any] = {}
     env: dict[str, str] = {}
     gpus: list[list[Count]] = []
+    share_gpus: bool = False
+    memory_share: Annotated[float, Meta(gt=0, lt=1)] | None = None
+    near_cpus: bool = True
     spawn: Spawn = "auto"
     advertise: str = "127.0.0.1"
     load_deadline: Seconds | None = None

@@ -70,6 +70,14 @@ class Exited(Struct, frozen=True):
     jitter: float = 0.0
 
 
+class Cleared(Struct, frozen=True):
+    """The memory that a dead life had on its GPUs is free; or it is not, and this is who holds it."""
+
+    slot: str
+    generation: int
+    held: str = ""
+
+
 class Condemned(Struct, frozen=True):
     """There is evidence that the process will do no more work."""
 
@@ -116,6 +124,7 @@ SlotEvent = (
     | Downloading
     | Gone
     | Exited
+    | Cleared
     | Condemned
     | Left
     | Lost
@@ -156,6 +165,13 @@ class Dismiss(Struct, frozen=True):
     why: str = ""
 
 
+class Clear(Struct, frozen=True):
+    """Wait until the memory that a dead life had on its GPUs is free, for so long at most, and say `Cleared`."""
+
+    slot: str
+    generation: int
+
+
 class Forget(Struct, frozen=True):
     """Delete the registration of an incarnation that is known dead."""
 
@@ -175,4 +191,4 @@ class Note(Struct, frozen=True):
     bad: bool = False
 
 
-SlotCommand = Start | Terminate | Kill | Dismiss | Forget | Note
+SlotCommand = Start | Terminate | Kill | Dismiss | Clear | Forget | Note

@@ -27,9 +27,11 @@ from messages.ids import short
 from messages.lifecycle import Control, Event, Heartbeat, Registration, Stage, State
 from messages.subjects import last_token
 from supervisor import acts, events, restart, roster, spawner, state, world
+from supervisor.cards import Cards
 from supervisor.desk import Desk
 from supervisor.forget import forget
 from supervisor.ground import Ground
+from supervisor.nvml import Gpus
 from supervisor.restart import Phase
 from supervisor.slots import Slots
 from supervisor.spec import Spec
@@ -52,12 +54,19 @@ class Supervisor:
     """One supervisor of one host's slots."""
 
     def __init__(
-        self, cluster: Cluster, specs: dict[str, Spec], config: Path, folder: Folder, when_open: WhenOpen
+        self,
+        cluster: Cluster,
+        specs: dict[str, Spec],
+        config: Path,
+        folder: Folder,
+        when_open: WhenOpen,
+        gpus: Gpus | None = None,
     ) -> None:
         self._specs = specs
         self._grace = cluster.nats.grace
         self._ground = Ground(cluster, specs, config, folder)
         self._when_open = when_open
+        self._cards = Cards(gpus)
         self._world: World = world.begin(specs, time.monotonic(), grace=cluster.nats.grace)
         self._tasks: asyncio.TaskGroup
         self._slots: Slots
@@ -186,6 +195,8 @@ class Supervisor:
                     )
             case acts.Kill(slot, generation):
                 self._slots.kill(slot, generation)
+            case acts.Clear(slot, generation):
+                self._own(self._clear(slot, generation))
             case acts.Forget(slot, generation):
                 role = self._specs[slot].role
                 self._own(forget(self._ground.registry, self._ground.subjects, role, slot, generation))
@@ -233,7 +244,9 @@ class Supervisor:
             self._feed(acts.StartFailed(slot, str(error), _jitter(), excuse="bus"))
             return
         try:
-            await self._slots.start(spec, generation, more, life.restarts, life.reason)
+            more += await self._cards.arguments(spec)
+            running = await self._slots.start(spec, generation, more, life.restarts, life.reason)
+            self._cards.bind(spec, running.process.pid, generation)
         except (spawner.SpawnError, OSError) as error:
             self._feed(acts.StartFailed(slot, str(error), _jitter()))
             return
@@ -246,6 +259,11 @@ class Supervisor:
         self._feed(acts.Gone(slot, generation))
         code, reason = await self._slots.ended(slot)
         self._feed(acts.Exited(slot, generation, code, reason, _jitter()))
+
+    async def _clear(self, slot: str, generation: int) -> None:
+        """Wait until a dead life's GPUs have their memory back, and say who holds it if they have not."""
+        held = await self._cards.clear(self._specs[slot], lambda: self._world.lives.ending != "no")
+        self._feed(acts.Cleared(slot, generation, held))
 
     async def _look(self, slot: str, generation: int) -> None:
         """Look at a slot whose lease is over: at its process first, and if that seems well ask the actor."""

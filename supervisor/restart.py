@@ -19,9 +19,12 @@ import msgspec
 from msgspec import Struct
 
 from messages.lifecycle import NOT_RETRIED, Exit, State
+from supervisor import turns
 from supervisor.acts import (
     Adopted,
     Ask,
+    Clear,
+    Cleared,
     Condemned,
     Downloading,
     End,
@@ -45,6 +48,8 @@ from supervisor.spec import Policy, Spec
 JITTER: Final = 0.2
 KILL_SLACK: Final = 5.0
 """Seconds beyond a deadline that the actor applies itself, so that its own word on it comes first."""
+CLEAR_SECONDS: Final = 30.0
+"""After so long a slot is started even if nobody has said that its GPUs' memory is free again."""
 
 
 class Phase(StrEnum):
@@ -70,9 +75,10 @@ Intent = Literal["run", "again", "stop"]
 class Life(Struct, frozen=True, kw_only=True):
     """One slot's history as far as decisions need it.
 
-    `start_at` counts while waiting, `kill_at` while a process runs. `crashes` are the times of the restarts that count
-    towards the intensity, `early` the crashes before ready, `streak` the doublings of the back-off. `reason` says why
-    the slot last changed for the worse, `planned` whether that was asked for.
+    `start_at` counts while waiting, `kill_at` while a process runs. Until `clear_by` the memory that its last life
+    had on GPUs may not be free; `behind` is the slot whose turn it is on a GPU that both use. `crashes` are the
+    times of the restarts that count towards the intensity, `early` the crashes before ready, `streak` the doublings
+    of the back-off. `reason` says why the slot last changed for the worse, `planned` whether that was asked for.
     """
 
     spec: Spec
@@ -80,6 +86,8 @@ class Life(Struct, frozen=True, kw_only=True):
     since: float = 0.0
     generation: int = 0
     start_at: float = 0.0
+    clear_by: float = -math.inf
+    behind: str = ""
     kill_at: float = math.inf
     started: float = -math.inf
     ready_at: float | None = None
@@ -146,7 +154,8 @@ def next_wake(lives: Lives) -> float:
     """Tell when a Tick is needed at the latest, if nothing else happens; infinity for never."""
     times = [life.kill_at for life in lives.slots.values() if life.phase in RUNNING]
     if lives.bus:
-        times += [life.start_at for life in lives.slots.values() if life.phase is Phase.WAITING]
+        waiting = [life for life in lives.slots.values() if life.phase is Phase.WAITING and not life.behind]
+        times += [max(life.start_at, life.clear_by) for life in waiting]
     return min(times, default=math.inf)
 
 
@@ -177,6 +186,11 @@ def _one(life: Life, event: SlotEvent, lives: Lives, now: float, commands: list[
             return msgspec.structs.replace(_to(life, Phase.KILLING, now), kill_at=math.inf)
         case Exited(_, generation, code, reason, jitter) if generation == life.generation:
             return _exited(life, code, reason, jitter, lives, now, commands)
+        case Cleared(_, generation, held) if generation == life.generation:
+            if held:
+                text = f"memory of its last life is not free: {held}"
+                commands.append(Note(life.spec.slot, generation, "held", text, held, bad=True))
+            return msgspec.structs.replace(life, clear_by=-math.inf)
         case Condemned(_, generation, why) if generation == life.generation:
             return _condemned(life, why, now, commands)
     return life
@@ -184,15 +198,28 @@ def _one(life: Life, event: SlotEvent, lives: Lives, now: float, commands: list[
 
 def _due(life: Life, lives: Lives, now: float, commands: list[SlotCommand]) -> Life:
     """Do what time alone brings: a start, a kill, forgetting."""
-    if life.phase is Phase.WAITING and lives.bus and lives.ending == "no" and now >= life.start_at:
-        commands.append(Start(life.spec.slot))
-        return _to(life, Phase.STARTING, now)
+    if life.phase is Phase.WAITING and lives.bus and lives.ending == "no":
+        if now >= max(life.start_at, life.clear_by):
+            return _turn(life, lives, now, commands)
     if life.phase in (Phase.LOADING, Phase.READY, Phase.DRAINING) and now >= life.kill_at:
         return _condemned(life, _overdue(life), now, commands)
     if life.phase is Phase.READY and life.ready_at is not None and now - life.ready_at >= life.spec.policy.forget:
         if life.crashes or life.early or life.streak:
             return msgspec.structs.replace(life, crashes=(), early=0, streak=0)
     return life
+
+
+def _turn(life: Life, lives: Lives, now: float, commands: list[SlotCommand]) -> Life:
+    """Start a slot that is due, unless it is another one's turn on a GPU that both use."""
+    other = turns.before(life, lives.slots.values(), now)
+    if other is None:
+        commands.append(Start(life.spec.slot))
+        return msgspec.structs.replace(_to(life, Phase.STARTING, now), behind="")
+    if life.behind == other.slot:
+        return life
+    text = f"waits for its turn on the GPU it shares: {other.slot} {other.what}"
+    commands.append(Note(life.spec.slot, life.generation, "waits", text, text, planned=True))
+    return msgspec.structs.replace(life, behind=other.slot)
 
 
 def _overdue(life: Life) -> str:
@@ -293,6 +320,9 @@ def _exited(
     if life.phase not in RUNNING:
         return life
     commands.append(Forget(life.spec.slot, life.generation))
+    if life.spec.gpus and lives.ending == "no":
+        commands.append(Clear(life.spec.slot, life.generation))
+        life = msgspec.structs.replace(life, clear_by=now + CLEAR_SECONDS)
     reason = life.condemned or reason
     if lives.ending != "no" or life.intent == "stop":
         return _at_rest(life, Phase.STOPPED, reason, True, now, commands)
@@ -397,4 +427,4 @@ def _next_tier(lives: Lives, now: float, commands: list[SlotCommand]) -> Lives:
 
 
 def _to(life: Life, phase: Phase, now: float) -> Life:
-    return msgspec.structs.replace(life, phase=phase, since=now)
+    return msgspec.structs.replace(life, phase=phase, since=now, behind="")

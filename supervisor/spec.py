@@ -4,11 +4,14 @@ import os
 from pathlib import Path
 from typing import Final, Literal
 
+import msgspec
 from msgspec import Struct, field
 
 from messages.config import Cluster, ConfigError, Http, Model, slots_of
 from messages.config import Restart as RestartConfig
 from messages.ids import Role, Slot
+from supervisor import gpus
+from supervisor.gpus import Card, Given, Want
 
 FRONT_TO_BACK: Final[dict[Role, int]] = {"processor": 0, "encoder": 1, "prefill": 2, "decode": 3, "publisher": 4}
 """Order of ending: what admits requests first, so that what computes can finish them."""
@@ -32,7 +35,10 @@ class Policy(Struct, frozen=True, kw_only=True):
 
 
 class Spec(Struct, frozen=True, kw_only=True):
-    """One slot as data; `tier` is its place in the order of ending, lowest first; a publisher has no model or alias."""
+    """One slot as data; `tier` is its place in the order of ending, lowest first; a publisher has no model or alias.
+
+    `share` is what it may take of the memory of each of its GPUs (None: what SGLang takes by itself).
+    """
 
     slot: str
     role: Role
@@ -47,6 +53,8 @@ class Spec(Struct, frozen=True, kw_only=True):
     device: Literal["cpu", "cuda"] = "cpu"
     env: dict[str, str] = field(default_factory=dict)
     gpus: tuple[int, ...] = ()
+    share: float | None = None
+    near_cpus: bool = True
     http: Http | None = None
 
     @property
@@ -55,13 +63,18 @@ class Spec(Struct, frozen=True, kw_only=True):
         return self.spawn == "external"
 
 
-def specs_of(cluster: Cluster, *, has_gpu: bool) -> dict[str, Spec]:
+def specs_of(
+    cluster: Cluster, *, has_gpu: bool, cards: list[Card] | None = None, visible: frozenset[int] | None = None
+) -> dict[str, Spec]:
     """Make the spec of every slot, in starting order: what computes first, what admits requests last.
 
-    Raises ConfigError for a GPU or an HTTP port that two owners claim.
+    `cards` are this host's GPUs (None: not known), `visible` the indices of those that we may use (None: all).
+    Raises ConfigError for a GPU that is not there or an HTTP port or GPU that two owners claim.
     """
     specs = {name: _spec(cluster, model, slot, has_gpu) for name, (model, slot) in slots_of(cluster).items()}
-    _check_gpus(specs)
+    wants = [want for name, (model, slot) in slots_of(cluster).items() if (want := _want(model, slot, specs[name]))]
+    for name, given in gpus.assign(wants, cards, visible).items():
+        specs[name] = _with_gpus(specs[name], given)
     _check_ports(cluster)
     return specs
 
@@ -93,10 +106,6 @@ def http_of(model: Model) -> Http | None:
 def _spec(cluster: Cluster, model: Model, slot: Slot, has_gpu: bool) -> Spec:
     part = model.cast[slot.role]
     load_deadline = part.load_deadline or model.load_deadline
-    gpus = tuple(part.gpus[slot.number]) if part.gpus else ()
-    env = model.env | part.env
-    if gpus:
-        env |= {"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))}
     return Spec(
         slot=str(slot),
         role=slot.role,
@@ -109,8 +118,8 @@ def _spec(cluster: Cluster, model: Model, slot: Slot, has_gpu: bool) -> Spec:
         drain_deadline=part.drain_deadline,
         spawn=_way(model, slot.role),
         device="cuda" if model.device == "cuda" or (model.device == "auto" and has_gpu) else "cpu",
-        env=env,
-        gpus=gpus,
+        env=model.env | part.env,
+        near_cpus=part.near_cpus,
         http=http_of(model) if slot.role == "processor" and model.spawn_of(slot.role) != "external" else None,
     )
 
@@ -135,13 +144,39 @@ def _way(model: Model, role: Role) -> Literal["prefork", "plain", "external"]:
     return "prefork" if model.engine == "sglang" and role in ENGINE_ROLES else "plain"
 
 
-def _check_gpus(specs: dict[str, Spec]) -> None:
-    owners: dict[int, str] = {}
-    for spec in specs.values():
-        for gpu in spec.gpus:
-            if other := owners.get(gpu):
-                raise ConfigError(f"GPU {gpu} is given to {other} and to {spec.slot}; a GPU belongs to one slot")
-            owners[gpu] = spec.slot
+def _want(model: Model, slot: Slot, spec: Spec) -> Want | None:
+    """Say which GPUs a slot asks for, or None if it needs none."""
+    part = model.cast[slot.role]
+    named = tuple(part.gpus[slot.number]) if part.gpus else ()
+    engine = model.engine == "sglang" and slot.role in ENGINE_ROLES and spec.device == "cuda" and not spec.external
+    if not engine and not named:
+        return None
+    args = model.args | part.args
+    try:
+        count = gpus.needed(args)
+    except ConfigError as error:
+        raise ConfigError(f"{spec.slot}: {error}") from None
+    if named and count is not None and count != len(named):
+        raise ConfigError(
+            f"{spec.slot}: its arguments (tp_size, pp_size, dp_size) take {count} GPUs, and `gpus` gives it "
+            f"{len(named)}; without them tp_size is the number of GPUs"
+        )
+    return Want(
+        slot=spec.slot,
+        gpus=named,
+        count=count or 1,
+        shares=part.share_gpus,
+        share=part.memory_share,
+        measured="mem_fraction_static" in args,
+    )
+
+
+def _with_gpus(spec: Spec, given: Given) -> Spec:
+    """Let a slot see its GPUs alone, by the indices that NVML has: CUDA's own order is another."""
+    if not given.gpus:
+        return spec
+    env = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(map(str, given.gpus))}
+    return msgspec.structs.replace(spec, env=spec.env | env, gpus=given.gpus, share=given.share)
 
 
 def _check_ports(cluster: Cluster) -> None:

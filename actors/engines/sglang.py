@@ -33,7 +33,7 @@ from actors.engines.engine import (
     encode_one,
     generate_one,
 )
-from actors.engines.model_files import find_model
+from actors.engines.model_files import find_model, repetition_penalty
 from actors.engines.places import Places, prepare
 from actors.engines.sglang_arguments import arguments
 from actors.engines.sglang_embedding import cut, vectors
@@ -67,6 +67,7 @@ class SglangEngine(Engine):
         self._info: EngineInfo
         self._live: dict[str, _Live] = {}
         self._steps = 0
+        self._penalty = 1.0
         self._last_output = 0.0
         self._pids: list[int] = []
         self._loads: Loads | None = None
@@ -86,9 +87,21 @@ class SglangEngine(Engine):
         known = inspect.signature(server_args).parameters
         asked = model.args | part.args
         places = self._places = prepare(self._setup, int(asked.get("dp_size") or 1))
-        merged = arguments(model, part, self._side, self._device, known, _child_failed, places, embeds=self._embeds)
+        merged = arguments(
+            model,
+            part,
+            self._side,
+            self._device,
+            known,
+            _child_failed,
+            places,
+            embeds=self._embeds,
+            gpus=len(self._setup.gpus),
+            memory_fraction=self._setup.memory_fraction,
+        )
         if places is not None and merged.get("enable_metrics"):
             use_metrics_folder(places.metrics)
+        self._penalty = repetition_penalty(Path(merged["model_path"]))
         report("weights", str(model.path))
         try:
             self._engine = sglang.Engine(**merged)
@@ -136,7 +149,11 @@ class SglangEngine(Engine):
         )
 
     async def warm_up(self) -> None:
-        """Generate on every DP rank, a disaggregated engine against SGLang's fake bootstrap host; or embed."""
+        """Generate on every DP rank, a disaggregated engine against SGLang's fake bootstrap host; or embed.
+
+        With the model's own repetition penalty, if it has one: on a GPU SGLang compiles that at its first use, and no
+        stream of the engine goes on meanwhile.
+        """
         self._died = asyncio.Event()
         if self._embeds:
             await self._warm_up_embedding()
@@ -149,7 +166,9 @@ class SglangEngine(Engine):
                     seen.append(finish)
 
             room = Bootstrap(host=FAKE_HOST, port=8998, room=rank) if self._side != "null" else None
-            sampling = Sampling(max_tokens=WARM_UP_TOKENS, temperature=0, ignore_eos=True)
+            sampling = Sampling(
+                max_tokens=WARM_UP_TOKENS, temperature=0, ignore_eos=True, repetition_penalty=self._penalty
+            )
             prompt = pack_tokens(range(10, 14))
             await self.generate(
                 Generation(key=f"warm-up-{rank}", prompt=prompt, sampling=sampling, bootstrap=room, dp_rank=rank), see

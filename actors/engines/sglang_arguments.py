@@ -63,11 +63,14 @@ def arguments(
     places: Places | None = None,
     *,
     embeds: bool = False,
+    gpus: int = 0,
+    memory_fraction: float | None = None,
 ) -> dict[str, Any]:
     """Merge the arguments for one engine.
 
     `known` are the names of this version's ServerArgs, `places` where its telemetry goes (None: it is to tell nothing),
-    `embeds` says that it is to make vectors.
+    `embeds` says that it is to make vectors, `gpus` how many it was given, `memory_fraction` what share of their free
+    memory it may take (None: as much as SGLang takes by itself).
     Raises ConfigurationError for an unknown name or one of ours.
     """
     names = set(known)
@@ -81,6 +84,10 @@ def arguments(
             raise ConfigurationError(f"args.{name}: this SGLang has no such argument{nearest}")
     defaults = {name: value for name, value in (CPU if device == "cpu" else CUDA).items() if name in names}
     merged = {"model_path": model.path, "log_level": "warning", "skip_server_warmup": True} | defaults | asked
+    if gpus > 1 and not {"tp_size", "pp_size", "dp_size"} & asked.keys():
+        merged["tp_size"] = gpus
+    if memory_fraction is not None:
+        merged.setdefault("mem_fraction_static", round(memory_fraction, 4))
     merged |= telemetry_arguments(asked, places, names)
     merged |= {
         "incremental_streaming_output": True,

@@ -15,7 +15,7 @@ from messages.bus import BusError
 from messages.config import Cluster, ConfigError, Served
 from messages.gate import Gate
 from messages.subjects import Subjects
-from supervisor import spawner
+from supervisor import nvml, spawner
 from supervisor.commands.codes import DEFAULT_STATE, Code, CommandError
 from supervisor.commands.common import read_config, say, table
 from supervisor.ground import StrandedError
@@ -47,7 +47,9 @@ def up(options: Namespace) -> Code:
     try:
         with folder.held():
             _start_log(folder, cluster.log_level)
-            return asyncio.run(_run(Supervisor(cluster, specs, options.CONFIG, folder, _say_how(folder, cluster))))
+            gpus = nvml.find() if any(spec.gpus for spec in specs.values()) else None
+            when_open = _say_how(folder, cluster)
+            return asyncio.run(_run(Supervisor(cluster, specs, options.CONFIG, folder, when_open, gpus)))
     except (HeldError, PortError, StrandedError) as error:
         raise CommandError(Code.TAKEN, str(error)) from None
     except ConfigError as error:
@@ -79,7 +81,10 @@ def check(options: Namespace) -> Code:
 def _checked(options: Namespace) -> tuple[Cluster, dict[str, Spec]]:
     cluster = read_config(options.CONFIG)
     try:
-        specs = specs_of(cluster, has_gpu=spawner.has_gpu())
+        named = any(part.gpus for model in cluster.models for part in model.cast.values())
+        asked = nvml.find() if named or spawner.has_gpu() else None
+        cards = asked.cards() if asked is not None else None
+        specs = specs_of(cluster, has_gpu=spawner.has_gpu(), cards=cards, visible=nvml.visible())
         check_files(cluster)
         if not cluster.nats.urls:
             find_binary()

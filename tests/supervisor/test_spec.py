@@ -36,7 +36,7 @@ def test_specs_stand_in_starting_order_with_nothing_left_open() -> None:
         "host-publisher-0",
     ]
     prefill, decode = specs["Qwen_Demo-prefill-1"], specs["Qwen_Demo-decode-0"]
-    assert prefill.env == {"A": "part", "B": "model", "CUDA_VISIBLE_DEVICES": "1,2"}
+    assert prefill.env == {"A": "part", "B": "model", "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "1,2"}
     assert (prefill.spawn, decode.spawn, specs["Qwen_Demo-processor-0"].spawn) == ("prefork", "plain", "plain")
     assert (prefill.policy.period, decode.policy.period) == (300, 7)
     assert prefill.device == "cuda"
