@@ -36,6 +36,15 @@ def find_model(path: str, report: Report) -> Path:
     return folder
 
 
+def repetition_penalty(folder: Path) -> float:
+    """Return the repetition penalty that a model's generation_config.json has for all who say nothing; 1.0 for none."""
+    try:
+        found = json.loads((folder / "generation_config.json").read_bytes()).get("repetition_penalty")
+    except (OSError, ValueError, AttributeError):
+        return 1.0
+    return float(found) if isinstance(found, int | float) and not isinstance(found, bool) and 0 < found <= 2 else 1.0
+
+
 def _has_weights(folder: Path) -> bool:
     """Say whether each file of weights that an index names is there, or any where there is no index."""
     if not (folder / "config.json").is_file():
