@@ -140,11 +140,11 @@ class Session:
         cluster, specs = self._checked(read_config(Path(self._options.config)))
         model = self._model(cluster)
         home = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="troupe-drill-"))
-        own = Own(cluster, home)
+        own = Own(cluster, home, proxied=self._proxied())
         try:
             try:
                 self._progress.say(f"starting a cluster of its own in {home}")
-                await own.up()
+                await own.open()
                 record = await own.ready(max(spec.load_deadline for spec in specs.values()) + READY_SLACK)
             except StageError as error:
                 raise CommandError(Code.NOT_READY, str(error)) from None
@@ -231,6 +231,12 @@ class Session:
             return cluster, specs_of(cluster, has_gpu=spawner.has_gpu())
         except ConfigError as error:
             raise CommandError(Code.CONFIG, str(error)) from None
+
+    def _proxied(self) -> bool:
+        """Whether any fault of this drill needs a proxy before NATS."""
+        drill_ = self._plan.find(self._name)
+        steps = [*drill_.steps, *(step for name in drill_.among for step in self._plan.find(name).steps)]
+        return any(FAULTS[step.fault].proxied for step in steps)
 
     def _model(self, cluster: Cluster) -> config.Model:
         try:

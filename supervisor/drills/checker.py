@@ -16,9 +16,9 @@ from typing import Final, Literal, TypeVar
 
 from msgspec import Struct
 
-from messages.ids import parse_incarnation, short
+from messages.ids import incarnation_of, parse_incarnation, short
 from messages.lifecycle import State
-from supervisor.drills.history import Beats, GateSeen, Happened, Head, Line, Mark, Memory, Registered, Worked
+from supervisor.drills.history import Beats, GateSeen, Happened, Head, Line, Mark, Memory, Moved, Registered, Worked
 from supervisor.drills.records import Record, Whole, faults_of_ending, faults_of_text
 
 TITLES: Final = {
@@ -63,7 +63,7 @@ def check(lines: Sequence[Line]) -> list[Verdict]:
     return [
         _ends(head, lines),
         _texts(lines),
-        _accepts(lines),
+        _accepts(head, lines),
         _admissions(head, lines),
         _generations(lines),
         _restarts(head, lines),
@@ -140,8 +140,8 @@ def _lives(lines: Sequence[Line]) -> dict[tuple[str, int], tuple[float, float]]:
     return {key: (at, ended.get(key, math.inf)) for key, at in begun.items()}
 
 
-def _accepts(lines: Sequence[Line]) -> Verdict:
-    lives = _lives(lines)
+def _accepts(head: Head, lines: Sequence[Line]) -> Verdict:
+    lives, held_up = _lives(lines), frozenset(head.held_up)
     began = next((line.at for line in lines if isinstance(line, Mark) and line.name == "observed"), -math.inf)
     broken: list[str] = []
     looked_at = 0
@@ -164,7 +164,8 @@ def _accepts(lines: Sequence[Line]) -> Verdict:
             judge(slot, generation, taken.at, f"accepted {record.id}")
     for worked in _of(Worked, lines):
         judge(worked.slot, worked.generation, worked.first, "sent tokens")
-        judge(worked.slot, worked.generation, worked.last, "sent tokens")
+        if incarnation_of(worked.slot, worked.generation) not in held_up:
+            judge(worked.slot, worked.generation, worked.last, "sent tokens")
     return _verdict("I3", looked_at, broken, "no client was told who took its request")
 
 
@@ -265,10 +266,11 @@ def _pace(head: Head, lines: Sequence[Line]) -> Verdict:
     if "injected" not in marks:
         return Verdict(rule="I8", title=TITLES["I8"], state="skipped", why="nothing was injected")
     until = marks.get("recovered", math.inf)
+    moved = {line.request for line in _of(Moved, lines)}
     gaps = [
         later.at - earlier.at
         for record in _of(Record, lines)
-        if record.door == "nats" and record.attempts == 1 and record.outcome == "done"
+        if record.door == "nats" and record.attempts == 1 and record.outcome == "done" and record.id not in moved
         for earlier, later in zip(record.pieces, record.pieces[1:], strict=False)
         if later.at > marks["injected"] and earlier.at < until
     ]

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Literal
 
 from msgspec import Struct
@@ -75,8 +75,8 @@ def asked(lines: Sequence[Line]) -> list[Record]:
     return [line for line in lines if isinstance(line, Record) and not line.reference]
 
 
-def ledger(records: Sequence[Record]) -> Ledger:
-    """Account for every request once."""
+def ledger(records: Sequence[Record], moved: Container[str] = ()) -> Ledger:
+    """Account for every request once; `moved` are those of which the observer has seen a later attempt."""
     found, failed = Ledger(sent=len(records)), Counter[str]()
     for record in records:
         if record.outcome == "open":
@@ -86,7 +86,7 @@ def ledger(records: Sequence[Record]) -> Ledger:
         else:
             failed[f"{record.outcome}{f' {record.code}' if record.code else ''}"] += 1
         found.late += record.outcome != "open" and record.ended - record.sent > record.limit
-        found.moved += record.attempts > 1
+        found.moved += record.attempts > 1 or record.id in moved
         found.retried += record.retried > 0
     found.failed = dict(failed)
     return found

@@ -21,6 +21,7 @@ class Head(Struct, tag="head", tag_field="line", kw_only=True):
     `wall` less `monotonic` turns a line's time into seconds since 1970. `budgets` has for each slot how many crashes
     (`intensity`) within how many seconds (`period`) are allowed. `targets` are the slots that the fault is meant for.
     `may_close`: a processor is among them, so HTTP connections may be closed. `lossy`: messages may be lost on the way.
+    `held_up` are incarnations whose messages were kept on their way, and may arrive after their senders' end.
     `itl_p99` is the objective for streams that were not hit, in seconds; None where everything is hit.
     """
 
@@ -37,6 +38,7 @@ class Head(Struct, tag="head", tag_field="line", kw_only=True):
     may_close: bool = False
     lossy: bool = False
     may_give_up: list[str] = []
+    held_up: list[str] = []
     itl_p99: float | None = None
     gpus: int = 0
     facts: dict[str, str] = {}
@@ -101,6 +103,18 @@ class Worked(Struct, tag="worked", tag_field="line", kw_only=True):
     frames: int
 
 
+class Moved(Struct, tag="moved", tag_field="line", kw_only=True):
+    """The first frame of a later attempt of a request, at an actor of this slot: it has gone on elsewhere.
+
+    HTTP clients are not told of attempts, so for their requests this is the only sign of it.
+    """
+
+    at: float
+    request: str
+    attempt: int
+    slot: str
+
+
 class Memory(Struct, tag="memory", tag_field="line", kw_only=True):
     """How much of a GPU's memory was used, in MiB."""
 
@@ -109,7 +123,7 @@ class Memory(Struct, tag="memory", tag_field="line", kw_only=True):
     used: int
 
 
-Line = Head | Mark | Happened | Registered | GateSeen | Beats | Worked | Memory | Record
+Line = Head | Mark | Happened | Registered | GateSeen | Beats | Worked | Moved | Memory | Record
 
 
 def write(path: Path, lines: Iterable[Line]) -> None:

@@ -21,7 +21,7 @@ from messages.gate import Gate
 from messages.ids import incarnation_of, parse_incarnation
 from messages.lifecycle import Event, Heartbeat, Registration
 from messages.subjects import Subjects, last_token
-from supervisor.drills.history import Beats, GateSeen, Happened, Line, Mark, Memory, Registered, Worked
+from supervisor.drills.history import Beats, GateSeen, Happened, Line, Mark, Memory, Moved, Registered, Worked
 from supervisor.state import ClusterRecord
 
 CONNECT_SECONDS: Final = 10.0
@@ -53,6 +53,8 @@ class Observer:
         self.heard: dict[str, Heartbeat] = {}
         self.heard_at: dict[str, float] = {}
         self.losses = 0
+        self._streams: dict[str, set[str]] = {}
+        self._attempts: dict[str, int] = {}
 
     async def __aenter__(self) -> Self:
         """Connect and begin to listen. Raises BusError."""
@@ -118,6 +120,11 @@ class Observer:
         registration = self.registry.get(slot)
         return registration.generation if registration is not None else 0
 
+    def streams(self, slot: str) -> int:
+        """How many streams an actor of this slot is in the middle of, by the frames that it has sent."""
+        sender = incarnation_of(slot, self.generation(slot))
+        return len(self._streams.get(sender, ()))
+
     def _add(self, line: Line) -> None:
         self.lines.append(line)
         self._news.set()
@@ -149,6 +156,13 @@ class Observer:
                 worked = Worked(slot=slot, generation=generation, first=now, last=now, frames=0)
                 self._worked[frame.sender] = worked
             worked.last, worked.frames = now, worked.frames + 1
+            streams = self._streams.setdefault(frame.sender, set())
+            for item in frame.items:
+                (streams.add if item.finish is None else streams.discard)(item.request)
+                if item.attempt > self._attempts.get(item.request, 1):
+                    self._attempts[item.request] = item.attempt
+                    self._add(Moved(at=now, request=item.request, attempt=item.attempt, slot=worked.slot))
+            self._news.set()
 
     def _on_registry(self, whole: dict[str, bytes]) -> None:
         found = [last_token(key) for key in whole if not key.startswith("gen.")]

@@ -9,7 +9,7 @@ from msgspec import Struct, field
 from supervisor.drills import figures
 from supervisor.drills.checker import Verdict
 from supervisor.drills.figures import Injection, Latency, Ledger, Stretch
-from supervisor.drills.history import Line
+from supervisor.drills.history import Line, Moved
 from supervisor.drills.plan import Objectives
 
 
@@ -61,7 +61,7 @@ def judge(outcome: Outcome, lines: Sequence[Line], asked: Objectives, alias: str
     struck = [injection for injection in outcome.injections if injection.injected is not None]
     begin = min((one.injected for one in struck if one.injected is not None), default=math.inf)
     end = max((one.recovered or math.inf for one in struck), default=math.inf)
-    outcome.ledger = figures.ledger(records)
+    outcome.ledger = figures.ledger(records, {line.request for line in lines if isinstance(line, Moved)})
     outcome.latency = figures.latencies(records, begin, end)
     outcome.gap = figures.longest_gap(records)
     times = [found for one in struck if (found := figures.detected(lines, one)) is not None]

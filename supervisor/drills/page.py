@@ -222,7 +222,7 @@ def _ledger(one: Outcome, records: Sequence[Record]) -> str:
     rows = [["sent", str(led.sent)], ["ok", str(led.ok)]]
     rows += [[f"failed: {escape(what)}", str(count)] for what, count in led.failed.items()]
     rows += [["unknown (no end was seen)", str(led.unknown)], ["of these late", str(led.late)]]
-    rows += [["of these went on elsewhere (NATS clients are told)", str(led.moved)]]
+    rows += [["of these went on elsewhere", str(led.moved)]]
     rows += [["of these were refused first, and came again", str(led.retried)]]
     if one.error_window:
         rows.append(["from the first failure to the last", seconds(one.error_window)])

@@ -31,7 +31,7 @@ class Objectives(Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Step(Struct, kw_only=True, forbid_unknown_fields=True):
-    """One fault: whom it is for, and how many seconds it lasts where that is for us to say."""
+    """One fault: whom it is for, how many seconds it lasts where that is for us to say, and how often or how much."""
 
     fault: str
     target: str = ""

@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 
 from messages.bus import BusError
+from messages.ids import incarnation_of
 from supervisor.commands.codes import CommandError
 from supervisor.drills import checker, history, outcome
 from supervisor.drills.faults import FAULTS
@@ -29,6 +30,8 @@ RECOVERY_SECONDS: Final = 120.0
 """How long a recovery is waited for, whatever its objective: to tell late from never."""
 HEAL_SECONDS: Final = 30.0
 STEADY_SECONDS: Final = 300.0
+BUSY_SECONDS: Final = 5.0
+STREAMS: Final = 2
 BETWEEN: Final = 8
 """Requests that must end well between two faults of a random drill."""
 
@@ -115,7 +118,9 @@ class Rehearsal:
                 status = await self._stage.status()
                 if status is None:
                     raise StageError("no supervisor answers, so nobody can say what there is to hurt")
-                slot = choose(status, self._stage.model.name, step.target or kind.target, taken)
+                slot = choose(
+                    status, self._stage.model.name, step.target or kind.target, taken, self._stage.observer.streams
+                )
                 taken |= {slot}
             fault = kind(self._stage, step, slot)
             said = await fault.aim()
@@ -127,6 +132,9 @@ class Rehearsal:
         """Inject, prove, heal, and wait until all is well; return whether to go on."""
         observer, load = self._stage.observer, self.load
         await load.streaming(STEADY_SECONDS)
+        with contextlib.suppress(Waited):
+            # Where every actor has something to lose, whichever is chosen does lose it.
+            await observer.until(self._all_busy, BUSY_SECONDS, "every decode actor in the middle of some streams")
         aimed = await self._aim(steps)
         if not self._drill.steps:
             # As many as the slot's own budget allows: beyond that giving it up would be right.
@@ -180,6 +188,11 @@ class Rehearsal:
             self._say(f"recovered after {injection.recovered - (injection.injected or 0.0):.2f} s")
         return True
 
+    def _all_busy(self) -> bool:
+        observer, specs = self._stage.observer, self._stage.specs.values()
+        decode = [spec.slot for spec in specs if spec.role == "decode" and spec.model == self._stage.model.name]
+        return all(observer.streams(slot) >= STREAMS for slot in decode if slot in observer.registry)
+
     async def _within_budget(self, slots: list[str]) -> None:
         """Wait until another crash of these slots is within their budgets, and count it."""
         for slot in filter(None, slots):
@@ -205,6 +218,11 @@ class Rehearsal:
         """Put the history together, once the observer has left, and judge it."""
         head.targets = self._targets
         kinds = [FAULTS[injection.fault] for injection in self._result.injections]
+        head.held_up = [
+            incarnation_of(injection.slot, injection.generation)
+            for injection in self._result.injections
+            if FAULTS[injection.fault].holds_up
+        ]
         head.lossy = any(kind.lossy for kind in kinds)
         head.may_close = any("-processor-" in slot for slot in self._targets)
         head.itl_p99 = None if any(kind.everywhere for kind in kinds) else self._objectives.itl_p99

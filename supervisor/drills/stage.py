@@ -12,10 +12,13 @@ import msgspec
 
 from messages import codec, config
 from messages.config import Http
+from messages.subjects import Subjects
 from messages.supervise import Said, Status
 from supervisor import state
 from supervisor.commands.common import ask
 from supervisor.drills.observer import Observer
+from supervisor.drills.proxy import Proxy
+from supervisor.nats_server import NatsServer
 from supervisor.spec import Spec
 from supervisor.state import ClusterRecord, Folder, ProcessRecord
 
@@ -44,6 +47,7 @@ class Stage:
         self.observer = observer
         self.model = model
         self.own = own
+        self.subjects = Subjects(record.cluster)
 
     async def status(self) -> Status | None:
         """Ask the supervisor how everything stands; None if none answers."""
@@ -79,7 +83,10 @@ class Stage:
 class Own:
     """A cluster started for a drill alone: on free ports, in a folder of its own, ended and cleared away after it."""
 
-    def __init__(self, cluster: config.Cluster, folder: Path) -> None:
+    def __init__(self, cluster: config.Cluster, folder: Path, *, proxied: bool = False) -> None:
+        self.proxy: Proxy | None = None
+        self._proxied = proxied
+        self._server: NatsServer | None = None
         self.cluster = msgspec.convert(msgspec.to_builtins(cluster), config.Cluster)
         self.cluster.drills = "allowed"
         self.cluster.state = str(folder / "state")
@@ -95,6 +102,19 @@ class Own:
         self.log = folder / "up.log"
         self.startup = 0.0
         self._process: asyncio.subprocess.Process | None = None
+
+    async def open(self) -> None:
+        """Start the first supervisor, and before it NATS with a proxy before that, where a fault wants one."""
+        if self._proxied and self.cluster.nats.urls:
+            raise StageError("a proxy can be put only before a NATS server of the drill's own; leave nats.url out")
+        if self._proxied:
+            folder = self.config.parent / "nats"
+            self._server = NatsServer(folder, self.cluster.nats, self.cluster.cluster)
+            await self._server.start()
+            self.proxy = Proxy(self._server.url)
+            await self.proxy.open()
+            self.cluster.nats.url = self.proxy.url
+        await self.up()
 
     async def up(self) -> None:
         """Start a supervisor on the folder."""
@@ -139,6 +159,10 @@ class Own:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
             await self._process.wait()
+        if self.proxy is not None:
+            await self.proxy.close()
+        if self._server is not None:
+            await self._server.stop()
 
     def _write(self) -> None:
         self.config.write_bytes(msgspec.yaml.encode(msgspec.to_builtins(self.cluster)))

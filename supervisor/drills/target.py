@@ -1,5 +1,7 @@
 """Which slot a fault is for: by name, by role, the only one of a role, or the busiest. Pure."""
 
+from collections.abc import Callable
+
 from messages.ids import ROLES
 from messages.supervise import SlotStatus, Status
 
@@ -8,10 +10,17 @@ class TargetError(Exception):
     """There is no such slot to hurt; the text says why."""
 
 
-def choose(status: Status, model: str, text: str, taken: frozenset[str] = frozenset()) -> str:
+def choose(
+    status: Status,
+    model: str,
+    text: str,
+    taken: frozenset[str] = frozenset(),
+    streams: Callable[[str], int] | None = None,
+) -> str:
     """Choose a slot: `demo-decode-0`, `decode`, `only decode`, `busiest decode` or `busiest`, none of those `taken`.
 
-    Only what is ready now is chosen by role. Raises TargetError.
+    Only what is ready now is chosen by role. `streams` tells how many streams a slot is in the middle of, where that is
+    known better than by its last heartbeat. Raises TargetError.
     """
     words = text.split()
     way, role = (words[0], words[-1] if len(words) == 2 else "") if words else ("", "")
@@ -31,7 +40,9 @@ def choose(status: Status, model: str, text: str, taken: frozenset[str] = frozen
         raise TargetError(f"no {role or 'slot'} of {model} that this folder's supervisor has started is ready")
     if way == "only" and len(ours) > 1:
         raise TargetError(f"{role} is no only one: there are {', '.join(slot.slot for slot in ours)}")
-    return max(ready, key=lambda slot: slot.in_flight if way == "busiest" else 0).slot
+    if way != "busiest":
+        return ready[0].slot
+    return max(ready, key=lambda slot: (streams(slot.slot) if streams is not None else 0, slot.in_flight)).slot
 
 
 def _named(status: Status, name: str) -> SlotStatus:

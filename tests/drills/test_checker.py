@@ -221,6 +221,14 @@ def test_what_could_not_be_looked_at_is_skipped_and_says_why() -> None:
     assert skipped["I7"] == "there is no GPU here"
 
 
+def test_what_was_held_up_on_its_way_may_arrive_after_its_senders_end() -> None:
+    lines = good()
+    _worked_after_its_end(lines)
+    assert isinstance(lines[0], Head)
+    lines[0] = replace(lines[0], held_up=[f"{SLOT}-g1"])
+    assert verdicts(lines)["I3"].state == "kept"
+
+
 def test_planned_restarts_are_no_crashes() -> None:
     lines = good()
     lines += [restart(25.0 + n, "died", 2, planned=True) for n in range(5)]

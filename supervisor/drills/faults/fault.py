@@ -31,6 +31,10 @@ class Fault(ABC):
     lossy: ClassVar[bool] = False
     everywhere: ClassVar[bool] = False
     lasting: ClassVar[bool] = False
+    proxied: ClassVar[bool] = False
+    """Whether it needs a proxy before NATS."""
+    holds_up: ClassVar[bool] = False
+    """Whether what its slot has sent may arrive when its sender has long ended."""
     target: ClassVar[str] = ""
     """Whom it is for unless the drill says otherwise; empty for a fault that is for no slot."""
 
