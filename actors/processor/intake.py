@@ -16,6 +16,7 @@ from actors.processor.output import Output
 from actors.processor.parsers import forced
 from actors.processor.parsers.parser import Parser
 from actors.processor.refusal import RefusalError
+from actors.processor.shapes import Shapes
 from actors.processor.stops import MOST_CHARACTERS
 from actors.processor.template import Template
 from actors.processor.tokenizer import Tokenizer
@@ -23,7 +24,7 @@ from messages import codec
 from messages.config import Model
 from messages.embed import Embed
 from messages.ids import check_request_id, new_request_id
-from messages.submit import MOST_CHOICES, SCHEMA, Chat, Completion, Generate, Message, NamedTool, TextPart
+from messages.submit import MOST_CHOICES, SCHEMA, Chat, Completion, Generate, Message, NamedTool
 from messages.submit import Asked as Body
 from messages.work import Sampling
 
@@ -226,7 +227,7 @@ class Intake:
 
     def _render(self, body: Chat, *, held: bool) -> str:
         """Render a conversation. An answer `held` to a grammar begins at once: the template is told not to think."""
-        messages = [_as_template_has_it(message, at) for at, message in enumerate(body.messages)]
+        messages = [_as_template_has_it(message, at, self._template.shapes) for at, message in enumerate(body.messages)]
         if self._template.text is None or "developer" not in self._template.text:
             for message in messages:
                 if message["role"] == "developer":
@@ -382,13 +383,11 @@ def _length(message: Message) -> int:
     return len(content) if isinstance(content, str) else sum(len(part.text) for part in content or [])
 
 
-def _as_template_has_it(message: Message, at: int) -> dict[str, Any]:
-    """Make of a message the dict that templates expect: content as one text, arguments as objects."""
-    content = message.content
-    if content is None and not message.tool_calls:
+def _as_template_has_it(message: Message, at: int, shapes: Shapes) -> dict[str, Any]:
+    """Make of a message the dict that the template takes, content and arguments in the shapes it wants."""
+    if message.content is None and not message.tool_calls:
         raise RefusalError(400, f"messages[{at}].content: missing", param=f"messages[{at}].content")
-    if isinstance(content, list):
-        content = "\n".join(part.text for part in content if isinstance(part, TextPart))
+    content = shapes.content(msgspec.to_builtins(message.content or ""))
     if message.tool_calls is None:
         plain: dict[str, Any] = {"role": message.role, "content": content}
         for name in ("name", "tool_call_id", "reasoning_content"):
@@ -396,12 +395,13 @@ def _as_template_has_it(message: Message, at: int) -> dict[str, Any]:
                 plain[name] = value
         return plain
     made: dict[str, Any] = msgspec.to_builtins(message)
-    made["content"] = content or ""
+    made["content"] = content
     for number, call in enumerate(made["tool_calls"]):
         arguments = call["function"].get("arguments") or "{}"
         try:
-            call["function"]["arguments"] = msgspec.json.decode(arguments)
+            read = msgspec.json.decode(arguments)
         except msgspec.DecodeError:
             where = f"messages[{at}].tool_calls[{number}].function.arguments"
             raise RefusalError(400, f"{where}: not JSON", param=where) from None
+        call["function"]["arguments"] = read if shapes.objects else arguments
     return made

@@ -14,12 +14,13 @@ from jinja2.parser import Parser
 
 from actors.processor.files import FilesError, read_json
 from actors.processor.refusal import RefusalError
+from actors.processor.shapes import Shapes, shapes
 
 OWN_WORDS: Final = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 
 
 class Template:
-    """One model's chat template, compiled once; `text` is None for a model that has none."""
+    """One model's chat template, compiled once; `text` is None for a model that has none, `shapes` what it takes."""
 
     def __init__(self, text: str | None, special: dict[str, Any]) -> None:
         self.text = text
@@ -28,6 +29,7 @@ class Template:
             self._compiled = _environment().from_string(text) if text is not None else None
         except jinja2.TemplateError as error:
             raise FilesError(f"the chat template is not valid jinja: {error}") from None
+        self.shapes = shapes(self._tried) if self._compiled is not None else Shapes()
 
     @classmethod
     def load(cls, folder: Path, settings: dict[str, Any], special: dict[str, Any], given: str | None) -> "Template":
@@ -36,6 +38,12 @@ class Template:
         Raises FilesError if the file that is named cannot be read, or the template is not valid.
         """
         return cls(_find(folder, settings, given), special)
+
+    def _tried(self, messages: list[dict[str, Any]]) -> str | None:
+        try:
+            return self.render(messages)
+        except RefusalError:
+            return None
 
     def render(
         self,
