@@ -167,7 +167,7 @@ async def test_sigterm_finishes_what_is_there(
     ("model", "said"),
     [
         ({"path": "nowhere/", "tokenizer": "/nowhere/at/all"}, "/nowhere/at/all: no such file or folder"),
-        ({"reasoning_parser": "r1"}, "reasoning_parser: there is no 'r1'; there is qwen3"),
+        ({"reasoning_parser": "r1"}, "reasoning_parser: there is no 'r1'; there is gpt-oss, qwen3"),
         ({"chat_template": "./none.jinja"}, "chat_template: "),
     ],
 )
