@@ -202,7 +202,8 @@ class Limits(Written, kw_only=True):
 
     `timeout` is the deadline of a request that names none, in seconds, and the most that one may ask for;
     `retry_after` what a refused one is told to wait. `inputs` is how many texts one request for embeddings may have
-    (OpenAI's API takes 2,048).
+    (OpenAI's API takes 2,048). `held_bytes` is how many bytes of bodies a door has in memory at most, from their
+    arrival until they are prompts; of a body whose length HTTP does not announce, `body_bytes` count.
     """
 
     queued: Count = 1_000
@@ -211,6 +212,7 @@ class Limits(Written, kw_only=True):
     timeout: Seconds = 600.0
     retry_after: Seconds = 2.0
     inputs: Annotated[int, Meta(ge=1)] = 2_048
+    held_bytes: Annotated[int, Meta(ge=1_024)] = 268_435_456
 
 
 class Model(Written, kw_only=True):

@@ -14,6 +14,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestHandler
 
 from actors.processor import kinds, openai_form
+from actors.processor.holding import Holding
 from actors.processor.intake import too_large
 from actors.processor.journal import Outcome, Piece
 from actors.processor.refusal import RefusalError
@@ -97,6 +98,7 @@ class HttpDoor:
     def __init__(self, service: Service, host: str, port: int) -> None:
         self._service = service
         self._limit = service.model.limits.body_bytes
+        self._holding = Holding("HTTP", service.model.limits)
         self._host = host
         self._port = port
         self._created = int(time.time())
@@ -177,16 +179,17 @@ class HttpDoor:
     # Completions.
 
     async def _answer(self, request: web.BaseRequest, kind: str) -> web.StreamResponse:
-        data = await self._body(request)
-        body = self._service.intake.read(data, kind, codec.JSON)
-        assert isinstance(body, Chat | Completion)
-        if not body.model:
-            raise RefusalError(400, f"model: missing; there is {self._service.model.name!r}", param="model")
+        length = request.content_length
         name = named(request)
-        if name and not body.id:
-            body.id = as_id(name)
-        reader = Reader(body.stream)
-        job = await self._begin(body, reader)
+        with self._holding.hold(self._limit if length is None else min(length, self._limit)):
+            body = self._service.intake.read(await self._body(request), kind, codec.JSON)
+            assert isinstance(body, Chat | Completion)
+            if not body.model:
+                raise RefusalError(400, f"model: missing; there is {self._service.model.name!r}", param="model")
+            if name and not body.id:
+                body.id = as_id(name)
+            reader = Reader(body.stream)
+            job = await self._begin(body, reader)
         headers = {"X-Request-Id": name or job.id}
         form: Form = (openai_form.Chat if kind == "chat" else openai_form.Completion)(job, self._service.model.name)
         try:

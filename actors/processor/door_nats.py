@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from typing import Final
 
@@ -10,6 +11,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from actors.processor import explain, kinds
+from actors.processor.holding import Holding
 from actors.processor.journal import Outcome
 from actors.processor.post import Letter, Post
 from actors.processor.refusal import RefusalError
@@ -96,6 +98,7 @@ class NatsDoor:
         self._incarnation = incarnation
         self._own = own
         self._limit = service.model.limits.body_bytes
+        self._holding = Holding("NATS", service.model.limits)
         self._submits: Subscription | None = None
         self._warn_at = 0.0
         self.unanswerable = 0
@@ -138,7 +141,8 @@ class NatsDoor:
             if (known := self._service.reserve(body)) is not None:
                 self._asked_again(known, client)
             elif self._service.intake.is_long(body):
-                self._own(partial(self._prepare_later, body, client))
+                holding = self._hold(body, len(msg.data))
+                self._own(partial(self._prepare_later, body, client, holding))
             else:
                 try:
                     self._service.begin(body, self._service.intake.prepare(body), client)
@@ -171,7 +175,17 @@ class NatsDoor:
             return
         raise RefusalError(409, f"request id {job.id} is under way here, at attempt {job.attempt}", param="id")
 
-    async def _prepare_later(self, body: Body, client: Client) -> None:
+    def _hold(self, body: Body, size: int) -> ExitStack:
+        """Count a body that is prepared later, and was reserved. Raises RefusalError 429 where there are too many."""
+        holding = ExitStack()
+        try:
+            holding.enter_context(self._holding.hold(size))
+        except RefusalError:
+            self._service.release(body)
+            raise
+        return holding
+
+    async def _prepare_later(self, body: Body, client: Client, holding: ExitStack) -> None:
         self._preparing[body.id] = client.reply
         try:
             self._service.begin(body, await self._service.prepare(body), client)
@@ -184,6 +198,7 @@ class NatsDoor:
         finally:
             del self._preparing[body.id]
             self._service.release(body)
+            holding.close()
 
     def _refuse(self, reply: str, encode: Callable[[object], bytes], request: str, refusal: RefusalError) -> None:
         if reply:

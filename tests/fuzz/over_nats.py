@@ -15,6 +15,8 @@ from tests.fuzz import bodies
 
 IN_FLIGHT: Final = 256
 SILENCE: Final = 20.0
+_PLAIN: Final = re.compile(r"[!-~]{1,200}")
+"""What can stand in a line of NATS' protocol: with anything else the server would hang up on us."""
 _MSG: Final = re.compile(rb"(H?)MSG (\S+) \S+ (?:(\S+) )?(?:(\d+) )?(\d+)\r\n")
 
 REPLIES: Final = (
@@ -64,6 +66,8 @@ def make(seed: int, number: int, shared: list[str]) -> Submit:
     if chance.random() < 0.05:
         own = body.get("id")
         cancels = str(chance.choice((own, *shared))) if chance.random() < 0.8 else chance.choice(("x", "*", "a-b"))
+    if not _PLAIN.fullmatch(cancels):
+        cancels = ""
     return Submit(subject, reply, headers, payload, _is_shared(payload, shared), cancels)
 
 
@@ -137,8 +141,14 @@ class Wire:
         """Send one, when there is room."""
         while len(self.open) >= IN_FLIGHT:
             self._room.clear()
-            async with asyncio.timeout(SILENCE):
-                await self._room.wait()
+            try:
+                async with asyncio.timeout(SILENCE):
+                    await self._room.wait()
+            except TimeoutError:
+                oldest = sorted(self.open)[:20]
+                raise AssertionError(
+                    f"seed {self.seed}: no answer for {SILENCE:g} s to {oldest}; {self.wrong}"
+                ) from None
         reply = f"{self.inbox}.{number}" if submit.reply is None else submit.reply
         if submit.reply is None:
             self.open[number] = time.monotonic()
