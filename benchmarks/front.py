@@ -133,15 +133,19 @@ def bare() -> Iterator[System]:
 
 
 @contextmanager
-def troupe(prefill: bool) -> Iterator[System]:
-    """A whole cluster, supervisor and gate included."""
+def troupe(prefill: bool, itl: float = 0.0, context_length: int | None = None) -> Iterator[System]:
+    """A whole cluster, supervisor and gate included; `itl` is the engine's time between tokens in seconds."""
     parts: dict[str, Any] = {"processor": {"http": {"port": 0}}, "decode": {"capacity": 256}}
     if prefill:
         parts["prefill"] = {"capacity": 256}
     model = {"name": "bench", "engine": "simulated", "tokenizer": str(TOKENIZER), "cast": parts}
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "bench.yaml"
-        config.write_bytes(msgspec.yaml.encode({"models": [model | {"simulated": {"ttft": 0.0, "itl": 0.0}}]}))
+        config.write_bytes(
+            msgspec.yaml.encode(
+                {"models": [model | {"simulated": {"ttft": 0.0, "itl": itl}, "context_length": context_length}]}
+            )
+        )
         command = [str(Path(sys.executable).parent / "troupe")]
         state = ["--state", str(Path(folder) / "state")]
         up = subprocess.Popen(
