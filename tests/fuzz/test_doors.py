@@ -129,7 +129,7 @@ async def minded(cluster: Cluster) -> AsyncIterator[tuple[Beside, Watch, str, st
         for task in tasks:
             assert not task.done(), task.exception()
         assert min(beside.answers.values()) > 5, beside.answers
-        assert beside.slowest < 10, beside.slowest
+        assert beside.slowest < 30, beside.slowest
     finally:
         for task in tasks:
             task.cancel()
