@@ -1,6 +1,6 @@
 """The observer of a drill: listens to events, heartbeats, frames, the registry and the gates, and keeps what it hears.
 
-It stands beside the clients and sends nothing. In particular it listens to no subject that is answered, where a mere
+It stands beside the clients. In particular it listens to no subject that is answered, where a mere
 listener would hide that nobody is there to answer.
 """
 

@@ -10,8 +10,10 @@ from typing import Final
 
 import msgspec
 
+from messages import codec
 from messages.bus import BusError
 from messages.ids import incarnation_of
+from messages.lifecycle import Event
 from supervisor.commands.codes import CommandError
 from supervisor.drills import checker, history, outcome
 from supervisor.drills.faults import FAULTS
@@ -150,6 +152,7 @@ class Rehearsal:
             injection.injected = time.monotonic()
             observer.marks.setdefault("injected", injection.injected)
             observer.lines.append(history.Mark(at=injection.injected, name="injected", text=injection.said))
+            await self._publish("injected", injection)
             await fault.inject()
         for fault, injection in aimed:
             try:
@@ -174,6 +177,7 @@ class Rehearsal:
         for fault, injection in aimed:
             injection.healing = await fault.heal()
             injection.healed = self._stage.observer.mark("healed", injection.healing)
+            await self._publish("healed", injection)
 
     async def _recover(self, aimed: list[tuple[Fault, Injection]]) -> bool:
         """Wait until the cluster is whole again; return whether it is."""
@@ -186,7 +190,24 @@ class Rehearsal:
                 return False
             injection.recovered = self._stage.observer.mark("recovered", injection.slot or injection.fault)
             self._say(f"recovered after {injection.recovered - (injection.injected or 0.0):.2f} s")
+            await self._publish("recovered", injection)
         return True
+
+    async def _publish(self, what: str, injection: Injection) -> None:
+        """Tell the event stream, so that whoever looks at it later knows what was rehearsed and what befell us."""
+        stage, run = self._stage, self._result.run
+        event = Event(
+            topic="drill",
+            of=run,
+            what=what,
+            at=time.time(),
+            generation=injection.generation,
+            reason=injection.said,
+            planned=True,
+            detail={"drill": self._result.drill, "fault": injection.fault, "slot": injection.slot},
+        )
+        with contextlib.suppress(BusError):
+            await stage.observer.bus.publish(stage.subjects.event("drill", run), codec.to_json(event))
 
     def _all_busy(self) -> bool:
         observer, specs = self._stage.observer, self._stage.specs.values()

@@ -4,6 +4,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Sequence
+from statistics import median
 
 from supervisor.commands.common import say, table
 from supervisor.drills.figures import Latency
@@ -77,7 +78,18 @@ def summary(outcomes: Sequence[Outcome]) -> str:
                 seconds(one.recovered),
             ]
         )
-    return table(rows)
+    return "\n".join([table(rows), *_medians(outcomes)])
+
+
+def _medians(outcomes: Sequence[Outcome]) -> list[str]:
+    """Say of each drill that was played several times how its recoveries lie."""
+    lines = []
+    for name in dict.fromkeys(one.drill for one in outcomes):
+        found = sorted(one.recovered for one in outcomes if one.drill == name and one.recovered is not None)
+        if len(found) > 1:
+            spread = f"{found[0]:.2f} to {found[-1]:.2f} s"
+            lines.append(f"{name}: recovered after {median(found):.2f} s (median of {len(found)}; {spread})")
+    return lines
 
 
 def details(one: Outcome) -> str:

@@ -16,7 +16,7 @@ from messages import procfs
 from messages.config import Nats
 from supervisor import state
 from supervisor.drills import history
-from supervisor.drills.history import Head, Mark
+from supervisor.drills.history import Happened, Head, Mark
 from supervisor.drills.records import Record
 from supervisor.state import ClusterRecord, Folder
 from tests.supervisor.cluster import ROOT, TROUPE, Cluster, simulated
@@ -102,6 +102,8 @@ def test_a_kill_is_survived_and_everything_about_it_is_written_down(drills: Path
         "recovered",
         "finished",
     ]
+    told_by_events = [line.what for line in lines if isinstance(line, Happened) and line.topic == "drill"]
+    assert told_by_events == ["injected", "healed", "recovered"]
     assert (folder / "report.html").read_text().startswith("<!doctype html>")
     assert (folder / "supervisor.log").exists()
     home = re.search(r"cluster of its own in (\S+)", done.stdout)
