@@ -235,7 +235,9 @@ class Intake:
         extra: dict[str, Any] = {"enable_thinking": False} if held else {}
         if body.reasoning_effort is not None:
             extra["reasoning_effort"] = body.reasoning_effort
-        prompt = self._template.render(messages, tools=_tools(body), extra=extra | (body.chat_template_kwargs or {}))
+        messages = [parsers.recalled(self._model.reasoning_parser, message) for message in messages]
+        tools = parsers.described(self._model.reasoning_parser, _tools(body))
+        prompt = self._template.render(messages, tools=tools, extra=extra | (body.chat_template_kwargs or {}))
         return prompt + parsers.opening(self._model.reasoning_parser, prompt) if held else prompt
 
     def _encode(self, text: str, *, special: bool, where: str) -> list[int]:

@@ -3,16 +3,26 @@
 What SGLang says was recorded by tests/processor/record_parsers.py; the reasons are in docs/parsers.md.
 """
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import openai
 import pytest
 
 from actors.processor import parsers
 from actors.processor.detokenize import Pieces
+from actors.processor.intake import Intake
 from actors.processor.parsers.parser import Parser
+from actors.processor.template import Template
+from actors.processor.tokenizer import Tokenizer
+from messages.config import Model, Part
+from messages.submit import Chat, Done
+from tests.conftest import NatsServer
 from tests.harness import ROOT
+from tests.processor.stage import TINY, raised
 
 FOLDER = Path(__file__).parent / "data" / "parsers"
 CASES = {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))}
@@ -118,3 +128,87 @@ def test_special_tokens_reach_the_parser() -> None:
     stream = pieces.stream()
     ids = coder.encode(text + "<|endoftext|>").ids
     assert "".join([stream.push([at]) for at in ids]) + stream.finish() == text
+
+
+HARMONY = str(Path(__file__).parent / "templates" / "gptoss.jinja")
+WEATHER = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+TURN = (
+    "<|channel|>analysis<|message|>I look.<|end|><|start|>assistant<|channel|>commentary<|message|>A moment.<|end|>"
+    '<|start|>assistant<|channel|>commentary to=functions.weather <|constrain|>json<|message|>{"city": "Oslo"}'
+)
+
+
+@pytest.mark.nats
+async def test_channels_reach_both_doors(nats_server: NatsServer) -> None:
+    settings = {"reasoning_parser": "gpt-oss", "tool_call_parser": "gpt-oss"}
+    async with raised(nats_server.url, chat_template=HARMONY, **settings) as stage:
+        await stage.gate(True)
+        decode = await stage.gpu("decode")
+        body = {"model": "demo", "messages": [{"role": "user", "content": "Weather?"}], "tools": WEATHER}
+        talk = await stage.submit("chat", dict(body))
+        job = await decode.got()
+        for at in stage.ids(TURN):
+            await decode.emit(job, [at])
+        # The mark that ends a call ends the stream, and is none of its text.
+        await decode.emit(job, [], "stop")
+        done = await talk.last()
+        assert isinstance(done, Done)
+        assert done.finish_reason == "tool_calls"
+        assert "".join(delta.reasoning for delta in talk.deltas) == "I look."
+        assert talk.text == "A moment."
+        [call] = [call for delta in talk.deltas for call in delta.tool_calls]
+        assert (call.function.name, call.function.arguments) == ("weather", '{"city": "Oslo"}')
+
+        async with openai.AsyncOpenAI(base_url=f"{stage.http.address}/v1", api_key="-") as client:
+            asking = asyncio.ensure_future(client.chat.completions.create(**body))
+            await decode.emit(await decode.got(), stage.ids(TURN), "stop")
+            answer = (await asking).choices[0]
+            assert answer.finish_reason == "tool_calls"
+            assert (answer.message.reasoning_content, answer.message.content) == ("I look.", "A moment.")
+            assert answer.message.tool_calls[0].function.name == "weather"
+
+
+def harmony() -> tuple[Intake, Tokenizer]:
+    """What prepares the requests of a model that speaks in channels."""
+    model = Model(
+        name="demo",
+        path=TINY,
+        chat_template=HARMONY,
+        reasoning_parser="gpt-oss",
+        tool_call_parser="gpt-oss",
+        cast={"processor": Part(), "decode": Part()},
+    )
+    tokenizer = Tokenizer(TINY)
+    return Intake(model, tokenizer, Template.load(tokenizer.folder, {}, {}, HARMONY)), tokenizer
+
+
+@pytest.mark.parametrize("choice", ["auto", "required"])
+def test_an_answer_held_to_a_grammar_begins_in_its_channel(choice: str) -> None:
+    intake, tokenizer = harmony()
+    body = {"messages": [{"role": "user", "content": "Weather?"}], "tools": WEATHER, "tool_choice": choice}
+    form = {"response_format": {"type": "json_object"}} if choice == "auto" else {}
+    [held] = intake.prepare(msgspec.convert(body | form, Chat))
+    [free] = intake.prepare(msgspec.convert(body | {"tool_choice": "auto"}, Chat))
+    said = tokenizer.pieces.stream()
+    assert said.push(held.prompt[len(free.prompt) - 1 :]).endswith("<|channel|>final<|message|>")
+    assert held.parser is not None
+    reasoning, text, calls = held.parser.push('[{"name": "weather", "parameters": {}}]')
+    assert not reasoning
+    assert bool(text) is (choice == "auto")
+    assert bool(calls) is (choice == "required")
+
+
+def test_what_was_thought_before_a_call_is_given_back() -> None:
+    intake, tokenizer = harmony()
+    call = {"id": "c", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
+    messages = [
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "reasoning_content": "I look.", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": "rain"},
+    ]
+    [asked] = intake.prepare(msgspec.convert({"messages": messages, "tools": WEATHER}, Chat))
+    prompt = tokenizer.pieces.stream().push(asked.prompt)
+    assert "<|channel|>analysis<|message|>I look.<|end|><|start|>assistant to=functions.weather" in prompt
+    assert prompt.endswith(
+        '<|start|>functions.weather to=assistant<|channel|>commentary<|message|>"rain"<|end|><|start|>assistant'
+    )

@@ -1,6 +1,6 @@
 """Parsers of reasoning and tool calls, by the names that configurations use."""
 
-from typing import Final
+from typing import Any, Final
 
 from actors.processor.parsers import gpt_oss, qwen3, qwen25
 from actors.processor.parsers.parser import Parsed, Parser
@@ -69,6 +69,21 @@ def marks(*names: str | None) -> frozenset[str]:
 def opening(reasoning: str | None, prompt: str) -> str:
     """Give what a prompt lacks for its answer to begin at once, without a thought."""
     return gpt_oss.ANSWER if reasoning == CHANNELS and prompt.endswith("<|start|>assistant") else ""
+
+
+def described(reasoning: str | None, tools: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+    """Give functions an empty description where they have none: gpt-oss's template breaks without, clients may."""
+    if reasoning != CHANNELS or tools is None:
+        return tools
+    return [tool | {"function": {"description": ""} | tool["function"]} for tool in tools]
+
+
+def recalled(reasoning: str | None, message: dict[str, Any]) -> dict[str, Any]:
+    """Give a call's reasoning back under the name that gpt-oss's template has for it; beside content it takes none."""
+    thought = message.get("reasoning_content")
+    if reasoning != CHANNELS or not thought or not message.get("tool_calls") or message.get("content"):
+        return message
+    return message | {"thinking": thought}
 
 
 def make(reasoning: str | None, tool_calls: str | None, prompt: str) -> Parser | None:
