@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -73,7 +74,7 @@ async def _drill(options: Namespace, chosen: Plan, names: list[str]) -> Code:
     task = asyncio.current_task()
     assert task is not None
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+        asyncio.get_running_loop().add_signal_handler(number, _interrupter(task))
     outcomes: list[Outcome] = []
     code = Code.OK
     try:
@@ -94,6 +95,20 @@ async def _drill(options: Namespace, chosen: Plan, names: list[str]) -> Code:
     if code is Code.OK and all(one.result == "impossible" for one in outcomes):
         return Code.REFUSED
     return code
+
+
+def _interrupter(task: "asyncio.Task[Code]") -> Callable[[], None]:
+    """Make what Ctrl-C calls: the first one ends the drill, healing what it hurt; further ones would leave it hurt."""
+    told = False
+
+    def interrupt() -> None:
+        nonlocal told
+        say("\nhealing and ending what was started; this takes some seconds" if told else "\ninterrupted")
+        if not told:
+            task.cancel()
+        told = True
+
+    return interrupt
 
 
 class Session:
@@ -145,9 +160,13 @@ class Session:
             try:
                 self._progress.say(f"starting a cluster of its own in {home}")
                 await own.open()
-                record = await own.ready(max(spec.load_deadline for spec in specs.values()) + READY_SLACK)
+                record = await own.ready(max(spec.load_deadline for spec in specs.values() if spec.model) + READY_SLACK)
             except StageError as error:
-                raise CommandError(Code.NOT_READY, str(error)) from None
+                result.why = str(error)
+                outcomes.append(result)
+                await asyncio.to_thread(page.write, self._folder, result, [])
+                self._progress.say(result.why)
+                return
             result.startup = own.startup
             self._progress.say(f"ready after {own.startup:.1f} s")
             await self._rehearse(own.folder, record, own.cluster, specs, model, own, result, outcomes)

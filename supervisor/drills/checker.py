@@ -226,8 +226,14 @@ def _generations(lines: Sequence[Line]) -> Verdict:
 def _restarts(head: Head, lines: Sequence[Line]) -> Verdict:
     broken: list[str] = []
     events = [line for line in _of(Happened, lines) if line.topic == "restart"]
+    ready, started = (
+        {(line.of, line.generation) for line in events if line.what == what} for what in ("ready", "started")
+    )
     for slot, (intensity, period) in head.budgets.items():
-        died = sorted(line.at for line in events if line.of == slot and line.what == "died" and not line.planned)
+        crashes = [line for line in events if line.of == slot and line.what == "died" and not line.planned]
+        # Those that never became ready are counted apart, and end in being given up.
+        early = {(line.of, line.generation) for line in crashes} & started - ready
+        died = sorted(line.at for line in crashes if (line.of, line.generation) not in early)
         for at in died:
             within = sum(at <= other <= at + period for other in died)
             if within > intensity:

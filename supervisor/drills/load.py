@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -80,7 +79,6 @@ class Load:
         self.tokens = 0
         self.gap = 0.0
         self.moved = 0
-        self.last_news = time.monotonic()
 
     @property
     def finished(self) -> int:
@@ -233,7 +231,6 @@ class Load:
         self._news.set()
 
     def _note(self, client: _Client, told: Told) -> None:
-        self.last_news = time.monotonic()
         if told.what == "sent":
             client.current, client.sent, client.first = told.id, told.at, False
             self.sent += not client.task.reference

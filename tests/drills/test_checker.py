@@ -221,6 +221,14 @@ def test_what_could_not_be_looked_at_is_skipped_and_says_why() -> None:
     assert skipped["I7"] == "there is no GPU here"
 
 
+def test_a_crash_before_ready_is_counted_apart() -> None:
+    lines = good()
+    lines += [restart(25.0, "started", 3), restart(25.5, "died", 3)]
+    assert verdicts(lines)["I6"].state == "kept"
+    lines += [restart(26.0, "started", 4), restart(26.5, "ready", 4), restart(27.0, "died", 4)]
+    assert verdicts(lines)["I6"].state == "broken"
+
+
 def test_what_was_held_up_on_its_way_may_arrive_after_its_senders_end() -> None:
     lines = good()
     _worked_after_its_end(lines)
