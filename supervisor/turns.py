@@ -1,7 +1,8 @@
 """Decides whose turn it is on a GPU that several slots share: pure.
 
 SGLang sizes its KV cache by what is free as it loads. Two that load at once on one GPU each count what the other is
-about to take; so the next one is started when the first is ready, or has failed.
+about to take; so the next one is started when the first is ready, or has failed; who fails
+again and again comes after those that wait.
 """
 
 from collections.abc import Iterable
@@ -35,4 +36,6 @@ def before(life: "Life", lives: Iterable["Life"], now: float) -> Neighbour | Non
             return Neighbour(other.spec.slot, "is ending")
         if other.clear_by > now:
             return Neighbour(other.spec.slot, "is gone, but its memory is not free yet")
+        if other.phase == "waiting" and other.behind and other.since < life.since:
+            return Neighbour(other.spec.slot, "has waited for longer")
     return None

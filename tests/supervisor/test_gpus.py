@@ -168,8 +168,10 @@ def test_the_next_one_starts_when_the_first_has_failed() -> None:
     assert played.at(1, Gone(P0, 1)) == [Forget(P0, 1)]
     assert played.at(1, Exited(P0, 1, None, "killed")) == [Forget(P0, 1), Clear(P0, 1)]
     assert played.at(3, Tick()) == []
-    assert played.at(3.5, Cleared(P0, 1)) == [Start(P0)]
-    assert played.life(D0).behind == P0
+    assert played.at(3.5, Cleared(P0, 1)) == [Start(D0)]
+    assert "demo-decode-0 has waited for longer" in played.notes("waits")[-1].text
+    assert played.at(4, Started(D0, 1)) == []
+    assert played.at(5, Seen(D0, 1, State.READY)) == [Start(P0)]
 
 
 def test_a_slot_is_not_started_again_before_its_memory_is_free() -> None:
