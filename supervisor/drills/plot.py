@@ -15,6 +15,9 @@ RIGHT: Final = 20
 HEIGHT: Final = 96
 LANE: Final = 22
 BUCKETS: Final = 160
+ROW: Final = 11
+LETTER: Final = 5.5
+"""Pixels that a letter of a label takes, more or less."""
 
 COLOURS: Final = {
     "waiting": "var(--wait)",
@@ -98,22 +101,21 @@ def timeline(records: Sequence[Record], outcome: Outcome, notes: Sequence[Note],
     for record in records:
         for piece in record.pieces:
             tokens[at(piece.at)] += (len(piece.token_ids) or 1) / width
-        for bucket in range(at(record.sent), at(record.ended or scale.end) + 1):
-            flying[bucket] += 1
+        ended = record.ended or scale.end
+        for bucket in range(at(record.sent), at(ended) + 1):
+            begin = scale.begin + bucket * width
+            flying[bucket] += max(0.0, min(ended, begin + width) - max(record.sent, begin)) / width
         if record.outcome != "done":
             failed[at(record.ended or scale.end)] += 1
     firsts = [(record.pieces[0].at, record.pieces[0].at - record.sent) for record in records if record.pieces]
     rows = [
         _row(0, "tokens/s", _steps(tokens, width, scale, 0), max(tokens, default=0.0)),
         _row(1, "first token, s", _dots(firsts, scale, 1), max((ttft for _, ttft in firsts), default=0.0)),
-        _row(2, "in flight", _steps(flying, width, scale, 2), max(flying, default=0.0)),
+        _row(2, "in flight", _steps(flying, width, scale, 2), max(flying, default=0.0), whole=True),
         _row(3, "failed", _steps(failed, width, scale, 3), max(failed, default=0.0), whole=True),
     ]
-    height = 4 * (HEIGHT + 18) + 62
-    return _svg(
-        height,
-        [_bands(outcome, scale, height - 62), *rows, _notes(notes, scale, height - 62), _axis(scale, height - 40)],
-    )
+    labels, deep = _notes(notes, scale, foot := 4 * (HEIGHT + 18))
+    return _svg(foot + deep + 40, [_bands(outcome, scale, foot), *rows, labels, _axis(scale, foot + deep + 14)])
 
 
 def lanes(lines: Sequence[Line], outcome: Outcome, scale: Scale) -> str:
@@ -221,18 +223,23 @@ def _bands(outcome: Outcome, scale: Scale, height: float) -> str:
     return "".join(bands)
 
 
-def _notes(notes: Sequence[Note], scale: Scale, height: float) -> str:
-    parts = []
-    for number, note in enumerate(notes):
-        x = scale.x(note.at)
-        y = height + 2 + 9 * (number % 3)
-        anchor = "end" if x > WIDTH - 120 else "start"
-        place = x + (3 if anchor == "start" else -3)
+def _notes(notes: Sequence[Note], scale: Scale, foot: float) -> tuple[str, float]:
+    """Write the notes below the plots, each in the first row where it has room; return how deep that goes."""
+    parts: list[str] = []
+    taken: list[float] = []
+    for note in notes:
+        x, wide = scale.x(note.at), LETTER * len(note.name) + 8
+        right = x + wide < WIDTH
+        begin = x if right else x - wide
+        row = next((row for row, end in enumerate(taken) if end <= begin), len(taken))
+        taken[row:] = [begin + wide, *taken[row + 1 :]]
+        y = foot + 10 + ROW * row
+        place, anchor = (x + 3, "start") if right else (x - 3, "end")
         parts.append(
             f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{y:.0f}" class="note"/>'
             f'<text x="{place:.1f}" y="{y:.0f}" text-anchor="{anchor}">{escape(note.name)}</text>'
         )
-    return "".join(parts)
+    return "".join(parts), ROW * len(taken)
 
 
 def _axis(scale: Scale, y: float) -> str:
