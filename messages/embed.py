@@ -16,7 +16,7 @@ from messages.submit import SCHEMA, Accepted, Done, Error, Positive, Resume, Tok
 FLOAT_BYTES: Final = 4
 
 
-class Embed(Struct, kw_only=True, forbid_unknown_fields=True):
+class Embed(Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Texts, or token ids, to be turned into vectors.
 
     `input` is a text, a list of texts, token ids, or a list of lists of token ids. `dimensions` asks for the first so

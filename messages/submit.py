@@ -57,7 +57,7 @@ IGNORED: Final[dict[str, str]] = {
 """Fields of OpenAI's API that are taken and change nothing, each with the reason."""
 
 
-class Resume(Struct, kw_only=True, forbid_unknown_fields=True):
+class Resume(Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Go on with a request whose processor is gone: the last attempt seen, and what was received from it.
 
     A request with several choices says in `choices` what was received of each, and leaves `token_ids` empty.
@@ -84,7 +84,7 @@ class ResponseFormat(Struct, kw_only=True, forbid_unknown_fields=True):
     json_schema: JsonSchema | None = None
 
 
-class Asked(Struct, kw_only=True, forbid_unknown_fields=True):
+class Asked(Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """What every kind of request may say: who it is, how long it may take, and how to sample."""
 
     v: int = SCHEMA
@@ -112,7 +112,7 @@ class Asked(Struct, kw_only=True, forbid_unknown_fields=True):
     ebnf: Text | None = None
 
 
-class StreamOptions(Struct, kw_only=True, forbid_unknown_fields=True):
+class StreamOptions(Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """How a stream ends: whether a chunk with the usage comes last. Chunks are never padded (`include_obfuscation`)."""
 
     include_usage: bool = False

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from messages import codec, ids, subjects
+from messages import codec, embed, ids, submit, subjects
 from messages.subjects import Subjects
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,3 +81,9 @@ def test_logprobs_are_packed_and_read_back() -> None:
 def test_bytes_that_are_no_logprobs_are_refused(size: int, count: int) -> None:
     with pytest.raises(ValueError, match=f"{size} bytes are no log-probabilities of {count} tokens"):
         codec.unpack_logprobs(bytes(size), count)
+
+
+def test_a_client_says_only_what_it_means() -> None:
+    """So that a field which an older processor does not know is refused only where it is used."""
+    assert codec.to_json(submit.Generate(token_ids=[1], max_tokens=4)) == b'{"max_tokens":4,"token_ids":[1]}'
+    assert codec.to_json(embed.Embed(input="x")) == b'{"input":"x"}'
