@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from messages import codec, embed, ids, submit, subjects
+from messages import codec, embed, ids, subjects, submit
 from messages.subjects import Subjects
 
 ROOT = Path(__file__).resolve().parents[2]
