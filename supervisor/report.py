@@ -61,7 +61,7 @@ def _slot(life: Life, world: World, running: Running | None, now: float) -> Slot
         pid=running.process.pid if running is not None else None,
         gpus=list(spec.gpus),
         spawn=running.record.spawn if running is not None else spec.spawn,
-        stage=_stage(life, running),
+        stage=_stage(life, running, now),
         load_seconds=entry.registration.load_seconds if entry is not None else 0.0,
         http=(entry.registration.http or "") if entry is not None else "",
         events=_events(entry.registration) if entry is not None else [],
@@ -71,8 +71,12 @@ def _slot(life: Life, world: World, running: Running | None, now: float) -> Slot
     return _with_figures(status, entry.beat if entry is not None else None)
 
 
-def _stage(life: Life, running: Running | None) -> str:
+def _stage(life: Life, running: Running | None, now: float) -> str:
     """Say what a slot that is not ready yet is at; one that is to be forked waits for its parent's imports."""
+    if life.phase is Phase.WAITING and life.behind:
+        return f"GPU: after {life.behind}"
+    if life.phase is Phase.WAITING and life.clear_by > now:
+        return "GPU: memory"
     if life.phase is Phase.STARTING and life.spec.spawn == "prefork":
         return "import"
     return running.stage if running is not None and life.phase is Phase.LOADING else ""

@@ -12,14 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from messages.config import ConfigError, parse
+from messages.config import ConfigError, Nats, parse
 from messages.lifecycle import State
-from supervisor import gpus, nvml
+from supervisor import gpus, nvml, report
 from supervisor.acts import Clear, Cleared, Exited, Forget, Gone, Seen, Start, Started
 from supervisor.events import Bus, Tick
 from supervisor.gpus import Card, Given, Want, assign
 from supervisor.restart import CLEAR_SECONDS, Phase, next_wake
+from supervisor.roster import Roster
 from supervisor.spec import Spec, specs_of
+from supervisor.state import ClusterRecord
+from supervisor.world import World
 from tests.supervisor.cluster import TINY, Cluster, simulated
 from tests.supervisor.histories import D0, D1, P0, Played, spec
 
@@ -151,10 +154,19 @@ def test_arguments_count_gpus() -> None:
 # Whose turn it is.
 
 
+def stage_of(played: Played, slot: str) -> str:
+    """What `troupe status` says that a slot is at."""
+    world = World(lives=played.lives, roster=Roster(entries={}), doors={})
+    record = ClusterRecord(cluster="troupe", config="", nats=Nats(), embedded=True)
+    said = report.of_world(world, {}, record, played.now)
+    return {status.slot: status.stage for status in said.slots}[slot]
+
+
 def test_two_that_share_a_gpu_load_one_after_the_other() -> None:
     played = Played(on(0, P0), on(0, D0), on(1, D1))
     assert played.at(0, Bus(up=True)) == [Start(P0), Start(D1)]
     assert "demo-prefill-0 loads" in played.notes("waits")[0].text
+    assert stage_of(played, D0) == "GPU: after demo-prefill-0"
     played.at(0, Started(P0, 1), Started(D1, 1))
     assert played.at(5, Tick()) == []
     assert next_wake(played.lives) > 5
@@ -179,6 +191,7 @@ def test_a_slot_is_not_started_again_before_its_memory_is_free() -> None:
     played.at(0, Bus(up=True), Started(D0, 1), Seen(D0, 1, State.READY))
     assert played.at(20, Gone(D0, 1), Exited(D0, 1, None, "killed")) == [Forget(D0, 1), Forget(D0, 1), Clear(D0, 1)]
     assert played.at(25, Tick()) == []
+    assert stage_of(played, D0) == "GPU: memory"
     assert played.at(26, Cleared(D0, 0)) == []
     assert played.at(27, Cleared(D0, 1, "GPU 0 has 3.0 GiB free; held by pid 7")) == [Start(D0)]
     assert "held by pid 7" in played.notes("held")[0].text
