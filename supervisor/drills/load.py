@@ -65,10 +65,12 @@ class Load:
     """All clients of a drill together. What they saw lies in `files` once they have ended."""
 
     def __init__(self, cluster: ClusterRecord, model: str, prompts: list[str], spec: LoadSpec, folder: Path) -> None:
-        self.spec = spec
+        alias = next(alias for alias, name in cluster.models.items() if name == model)
+        self._http = cluster.http.get(alias, "")
+        # Without a door there is nobody to ask over HTTP.
+        self.spec = spec if self._http else msgspec.structs.replace(spec, http=0)
         self._cluster = cluster
         self._model = model
-        self._alias = next(alias for alias, name in cluster.models.items() if name == model)
         self._prompts = prompts
         self._folder = folder
         self._clients: list[_Client] = []
@@ -192,7 +194,7 @@ class Load:
             nats=self._cluster.nats,
             cluster=self._cluster.cluster,
             model=self._model,
-            http=self._cluster.http.get(self._alias, ""),
+            http=self._http,
             prompts=self._prompts,
             tokens=self.spec.tokens,
             limit=self.spec.timeout,
