@@ -162,8 +162,8 @@ class Rehearsal:
             except MissedError as error:
                 injection.missed, missed = str(error), True
                 self._say(f"MISSED: {error}")
-        if (hold := max(step.seconds for step in steps)) and not missed:
-            await asyncio.sleep(hold)
+        if not missed:
+            await asyncio.sleep(max((fault.step.seconds for fault, _ in aimed if fault.held), default=0.0))
         await self._heal([one for one in aimed if missed or not one[0].lasting])
         well = not missed and await self._recover(aimed)
         await self._heal([one for one in aimed if not missed and one[0].lasting])

@@ -25,6 +25,7 @@ class BusCut(SlotFault):
     """The proxy passes nothing on for this one incarnation, and lets in no new connection of it."""
 
     name = "bus_cut"
+    held = True
     lossy = True
     proxied = True
     holds_up = True

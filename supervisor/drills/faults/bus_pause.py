@@ -12,6 +12,7 @@ class BusPause(BusFault):
     """SIGSTOP to the embedded NATS server, and SIGCONT when the pause is over."""
 
     name = "bus_pause"
+    held = True
 
     async def inject(self) -> None:
         """Send it."""

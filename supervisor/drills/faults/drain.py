@@ -10,6 +10,7 @@ class Drain(SlotFault):
     """What `troupe drain` does."""
 
     name = "drain"
+    held = True
 
     async def inject(self) -> None:
         """Ask the supervisor."""

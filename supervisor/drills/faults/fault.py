@@ -31,6 +31,8 @@ class Fault(ABC):
     lossy: ClassVar[bool] = False
     everywhere: ClassVar[bool] = False
     lasting: ClassVar[bool] = False
+    held: ClassVar[bool] = False
+    """Whether it lasts until we take it back, for as many seconds as its step says."""
     proxied: ClassVar[bool] = False
     """Whether it needs a proxy before NATS."""
     holds_up: ClassVar[bool] = False

@@ -12,6 +12,7 @@ class SlowNetwork(Fault):
     """The proxy passes on everything of every actor so many seconds late."""
 
     name = "slow_network"
+    held = True
     everywhere = True
     proxied = True
 

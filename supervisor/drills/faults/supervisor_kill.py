@@ -16,6 +16,7 @@ class SupervisorKill(Fault):
     """SIGKILL to the supervisor; healed by starting the next one on the same folder."""
 
     name = "supervisor_kill"
+    held = True
     supervisor: Process
     struck = False
 
