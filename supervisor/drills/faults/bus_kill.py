@@ -6,6 +6,7 @@ import time
 
 from supervisor import spawner
 from supervisor.drills.faults.fault import PROOF_SECONDS, Fault, ImpossibleError, MissedError
+from supervisor.drills.observer import Waited
 from supervisor.drills.stage import StageError
 from supervisor.spawner import Process
 
@@ -17,6 +18,7 @@ class BusFault(Fault):
     everywhere = True
     server: Process
     injected = 0.0
+    losses = 0
 
     async def aim(self) -> str:
         """Find the embedded server's process."""
@@ -28,6 +30,7 @@ class BusFault(Fault):
         if server is None:
             raise ImpossibleError("the NATS server does not run")
         self.server = server
+        self.losses = self.stage.observer.losses
         self.before = {slot: self.stage.observer.generation(slot) for slot in self.stage.observer.registry}
         return f"{self.name}: the NATS server (pid {server.pid}), and with it every connection"
 
@@ -53,13 +56,17 @@ class BusKill(BusFault):
 
     async def verify(self) -> str:
         """See that it is gone, and that a connection broke."""
-        observer = self.stage.observer
+        observer, losses = self.stage.observer, self.losses
         try:
             async with asyncio.timeout(PROOF_SECONDS):
                 await self.server.wait_alone()
                 # What is heard from here on was said through the next server.
                 self.injected = time.monotonic()
-                await observer.until(lambda: observer.losses > 0, PROOF_SECONDS, "the observer's connection broken")
+                await observer.until(
+                    lambda: observer.losses > losses, PROOF_SECONDS, "the observer's connection broken"
+                )
+        except Waited as missed:
+            raise MissedError(f"the NATS server (pid {self.server.pid}) is gone, but {missed}") from None
         except TimeoutError:
             raise MissedError(f"the NATS server (pid {self.server.pid}) is as alive as before") from None
         return f"pid {self.server.pid} is gone, and the observer's own connection broke"
