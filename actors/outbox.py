@@ -18,7 +18,7 @@ from nats.aio.msg import Msg
 
 from messages import codec
 from messages.bus import Bus, BusError
-from messages.frames import Finish, Frame, Hello, Item, Receipt
+from messages.frames import Finish, Frame, Hello, Item, Receipt, Said
 from messages.subjects import Subjects, last_token
 
 log = logging.getLogger("troupe.outbox")
@@ -120,6 +120,7 @@ class Outbox:
         tokens: bytes,
         finish: Finish | None,
         logprobs: bytes | None = None,
+        said: Said | None = None,
     ) -> None:
         """Append to the processor's next frame, which goes out at the end of this turn of the loop."""
         link = self._links.get(processor)
@@ -127,7 +128,7 @@ class Outbox:
             link = self._links[processor] = self._new_link(processor)
         if logprobs is not None:
             link.large = True
-        link.items.append(Item(request, attempt, position, tokens, finish, logprobs))
+        link.items.append(Item(request, attempt, position, tokens, finish, logprobs, said))
         self._dirty.add(processor)
         self._empty.clear()
         self._wake.set()

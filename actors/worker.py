@@ -32,11 +32,12 @@ from actors.engines.engine import (
     LoadError,
     misfit,
 )
+from actors.engines.tongue import speak
 from actors.outbox import Outbox
 from actors.probing import Prober
 from messages import codec, procfs
 from messages.bus import QUEUE, ServiceError, error_headers
-from messages.frames import Finish
+from messages.frames import Finish, Said
 from messages.ids import Role, short
 from messages.lifecycle import Control, Exit, Heartbeat, Registration, State
 from messages.work import Accept, Decode, Encode, Job, Prefill, Work
@@ -54,7 +55,20 @@ Doing = Callable[[Emit], Coroutine[Any, Any, None]]
 class Running:
     """One attempt that this actor has accepted."""
 
-    __slots__ = ("accept", "began", "finished", "job", "key", "ranked", "sent", "task", "timer")
+    __slots__ = (
+        "accept",
+        "began",
+        "finished",
+        "job",
+        "key",
+        "length",
+        "ranked",
+        "said",
+        "sent",
+        "task",
+        "timer",
+        "unwanted",
+    )
 
     def __init__(self, job: Job | Encode, accept: bytes) -> None:
         self.job = job
@@ -63,7 +77,10 @@ class Running:
         self.began = time.monotonic()
         self.sent = 0
         self.finished = False
+        self.length = codec.token_count(job.prompt)
         self.ranked: bytes | None = None
+        self.said: Said | None = None
+        self.unwanted = False
         self.task: asyncio.Task[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
 
@@ -198,6 +215,13 @@ class Worker(Actor):
         assert isinstance(job, Job)
         rank = partial(self._rank, key) if job.sampling.logprobs is not None else None
         asked = Generation(key=key, prompt=job.prompt, sampling=job.sampling, bootstrap=job.bootstrap, rank=rank)
+        if job.chat is not None:
+            if (tongue := self._engine.tongue()) is None:
+                raise ServiceError(
+                    400, f"{self.slot} takes token ids, not chats; `text: true` is not what it runs with"
+                )
+            begin, tell = partial(self._began, key), partial(self._tell, key)
+            return partial(speak, self._engine, tongue, self._info, job.chat, asked, begin, tell)
         if (why := misfit(asked, self._info) or self._engine.check(asked)) is not None:
             raise ServiceError(400, why)
         return partial(self._engine.generate, asked)
@@ -209,15 +233,15 @@ class Worker(Actor):
         self._idle.clear()
         self._prober.work_came()
         loop = asyncio.get_running_loop()
-        running.timer = loop.call_later(job.ttl, self._engine.abort, running.key)
+        running.timer = loop.call_later(job.ttl, self._stop, running)
         running.task = loop.create_task(work(partial(self.emit, running)))
         running.task.add_done_callback(partial(self._on_done, running))
 
     def emit(self, running: Running, tokens: bytes, finish: Finish | None) -> None:
         """Send what came for an attempt."""
         job = running.job
-        self._outbox.add(job.out, job.request, job.attempt, running.sent, tokens, finish, running.ranked)
-        running.ranked = None
+        self._outbox.add(job.out, job.request, job.attempt, running.sent, tokens, finish, running.ranked, running.said)
+        running.ranked = running.said = None
         running.sent += len(tokens) // 4
         if finish is not None:
             running.finished = True
@@ -225,6 +249,21 @@ class Worker(Actor):
     def _rank(self, key: str, logprobs: bytes) -> None:
         """Keep the log-probabilities of the tokens that come next."""
         self._running[key].ranked = logprobs
+
+    def _tell(self, key: str, said: Said) -> None:
+        """Keep the text of the token that comes next."""
+        self._running[key].said = said
+
+    def _began(self, key: str, length: int) -> bool:
+        """Note how long a chat has become; say whether it is still wanted."""
+        running = self._running[key]
+        running.length = length
+        return not running.unwanted
+
+    def _stop(self, running: Running) -> None:
+        """Stop an attempt, also one of which the engine does not know yet."""
+        running.unwanted = True
+        self._engine.abort(running.key)
 
     def _on_done(self, running: Running, task: asyncio.Task[None]) -> None:
         """See to it that each accepted attempt has had its finish, and that no failure stays unnoticed."""
@@ -251,7 +290,7 @@ class Worker(Actor):
     def forget_processor(self, processor: str) -> None:
         """Stop what is being done for a processor that is gone."""
         for running in [running for running in self._running.values() if running.job.out == processor]:
-            self._engine.abort(running.key)
+            self._stop(running)
 
     async def control(self, verb: str, asked: Control) -> str:
         """Abort a request; show a fault."""
@@ -271,7 +310,7 @@ class Worker(Actor):
             and asked.out in ("", running.job.out)
         ]
         for running in hit:
-            self._engine.abort(running.key)
+            self._stop(running)
         return f"{len(hit)} aborted"
 
     def _fault(self, asked: Control) -> str:
@@ -290,7 +329,7 @@ class Worker(Actor):
             capacity=self._capacity,
             in_flight=len(self._running),
             prefilling=len(prefilling),
-            prefill_tokens=sum(codec.token_count(running.job.prompt) for running in prefilling),
+            prefill_tokens=sum(running.length for running in prefilling),
             queued=figures.queued,
             steps=figures.steps,
             kv_used=figures.kv_used,
@@ -321,7 +360,7 @@ class Worker(Actor):
     async def abort(self) -> None:
         """End what is left, each with its finish."""
         for running in list(self._running.values()):
-            self._engine.abort(running.key)
+            self._stop(running)
         try:
             async with asyncio.timeout(2):
                 await self._idle.wait()

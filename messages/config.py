@@ -222,7 +222,9 @@ class Model(Written, kw_only=True):
     where it is not in the local cache. `tokenizer` is the folder or file with `tokenizer.json` where that is not in
     `path`. `chat_template` is a file with a Jinja template in place of the model's own. `reasoning_parser` (qwen3,
     gpt-oss) and `tool_call_parser` (qwen25, gpt-oss) read thinking and calls out of the text. `engine_tokenizer:
-    false` spares the engine a tokenizer of its own; without it there are no grammars and no `min_tokens`.
+    false` spares the engine a tokenizer of its own; without it there are no grammars and no `min_tokens`. `text: true`
+    leaves chat template and tokenising to the engine, for a model whose tokenizer only the engine knows: such a model
+    serves chat alone, without `logprobs`, `logit_bias` and grammars (docs/api.md).
     `context_length` (tokens) bounds a request below what the model allows. `args` are SGLang's own arguments and
     `env` variables for every slot of the model, those of a part before them. `load_deadline` is in seconds; a
     download does not count. `alias` stands for the name in subjects and slots. A cast of processor and encoder
@@ -238,6 +240,7 @@ class Model(Written, kw_only=True):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     tokenizer: str | None = None
     engine_tokenizer: bool = True
+    text: bool = False
     chat_template: str | None = None
     reasoning_parser: str | None = None
     tool_call_parser: str | None = None
@@ -273,7 +276,9 @@ class Model(Written, kw_only=True):
         """The endpoint kinds that clients may use."""
         if self.serves is not None:
             return self.serves
-        return ["embeddings"] if self.embeds else ["chat", "completions"]
+        if self.embeds:
+            return ["embeddings"]
+        return ["chat"] if self.text else ["chat", "completions"]
 
 
 class Cluster(Written, kw_only=True):
@@ -385,6 +390,8 @@ def _check_model(model: Model, where: str) -> None:
         raise ConfigError(f"{where}.serves: embeddings are made by an encoder, which this cast has not")
     elif model.embedding != Embedding():
         raise ConfigError(f"{where}.embedding: only a model with an encoder in its cast makes embeddings")
+    if model.text:
+        _check_text(model, where)
     if "publisher" in model.cast:
         raise ConfigError(f"{where}.cast.publisher: it belongs to no model; `publisher` beside `models` configures it")
     if model.engine == "sglang" and model.path is None:
@@ -401,6 +408,33 @@ def _check_model(model: Model, where: str) -> None:
             raise ConfigError(f"{spot}.gpus: the manager that starts these slots (spawn: external) gives them GPUs")
         if part.http and role != "processor":
             raise ConfigError(f"{spot}.http: only processors have an HTTP door")
+
+
+def _check_text(model: Model, where: str) -> None:
+    """Check a model whose engine has template and tokenizer: what would be another one's, or need ours, is refused."""
+    if model.embeds:
+        raise ConfigError(
+            f"{where}.text: only chats are left to an engine as text, and an encoder has none; take it out"
+        )
+    if model.chat_template is not None:
+        raise ConfigError(
+            f"{where}.chat_template: with `text: true` the engine renders chats, by its own tokenizer's template; take "
+            "out one of the two"
+        )
+    if not model.engine_tokenizer:
+        raise ConfigError(
+            f"{where}.engine_tokenizer: `text: true` leaves tokenising to the engine's own tokenizer, which must be on"
+        )
+    if model.engine == "sglang" and model.tokenizer is not None:
+        raise ConfigError(
+            f"{where}.tokenizer: with `text: true` the engine's own counts; say `args: {{tokenizer_path: ...}}` where "
+            "it is not in `path`"
+        )
+    if wrong := [kind for kind in model.served if kind != "chat"]:
+        raise ConfigError(
+            f"{where}.serves: {' and '.join(wrong)} cannot be served with `text: true`: the engine alone has the "
+            "tokenizer, and it takes chats; leave it at [chat]"
+        )
 
 
 def _check_encoder(model: Model, where: str) -> None:

@@ -24,11 +24,23 @@ class Finish(Struct, array_like=True, gc=False):
     matched: int | None = None
 
 
+class Said(Struct, array_like=True, gc=False):
+    """The text of an item's tokens, by an engine that has the tokenizer itself; half a character is held back.
+
+    With the first item of an attempt comes how many tokens the chat was, and how its rendering ends.
+    """
+
+    text: str
+    prompt_tokens: int = 0
+    opening: str = ""
+
+
 class Item(Struct, array_like=True, gc=False):
     """What one stream got: packed token ids, of which the first is output token number `position`.
 
     `logprobs` are theirs (`codec.pack_logprobs`), None for those who did not ask: one byte. With no tokens they are
-    those of the prompt but its first token, of which nobody can tell how likely it was.
+    those of the prompt but its first token, of which nobody can tell how likely it was. `said` is there for a chat that
+    the engine renders, and then an item has one token at most.
     """
 
     request: str
@@ -37,6 +49,7 @@ class Item(Struct, array_like=True, gc=False):
     tokens: bytes
     finish: Finish | None = None
     logprobs: bytes | None = None
+    said: Said | None = None
 
 
 class Frame(Struct, array_like=True, gc=False):

@@ -5,6 +5,8 @@ has reserved room for the KV blocks. The two meet at the prefill actor's bootstr
 Errors come back as headers (`messages.bus.ServiceError`), never as one of these.
 """
 
+from typing import Any
+
 from msgspec import Struct
 
 
@@ -53,12 +55,27 @@ class Bootstrap(Struct, kw_only=True):
     room: int
 
 
+class Conversation(Struct, kw_only=True, omit_defaults=True):
+    """A chat for an engine that has template and tokenizer itself (`text: true` in the configuration).
+
+    `messages` and `tools` are as clients write them, contents of calls as JSON text; `words` are the template's own.
+    `marks` are special tokens that the text shows even with `skip_special_tokens`.
+    """
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None = None
+    words: dict[str, Any] = {}
+    skip_special_tokens: bool = True
+    marks: list[str] = []
+
+
 class Job(Struct, kw_only=True, omit_defaults=True):
     """One attempt of a request, for one actor.
 
     `prompt` is packed token ids (`codec.pack_tokens`); `generation` is the life that the sender means, 0 for any;
     `out` is the processor's incarnation, to which frames go; `ttl` is how long it may still take, in seconds: a
-    span and not a time of day, because hosts' clocks differ.
+    span and not a time of day, because hosts' clocks differ. With a `chat`, `prompt` is what comes after it: the tokens
+    of earlier attempts. Prefill and decode both render it, and each gets the same ids: rendering is a function of it.
     """
 
     request: str
@@ -69,6 +86,7 @@ class Job(Struct, kw_only=True, omit_defaults=True):
     ttl: float
     generation: int = 0
     bootstrap: Bootstrap | None = None
+    chat: Conversation | None = None
 
 
 class Prefill(Job, kw_only=True, omit_defaults=True, tag="prefill"):

@@ -8,13 +8,17 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from msgspec import Struct
 
+from messages.codec import pack_tokens, unpack_tokens
 from messages.frames import Finish
 from messages.lifecycle import Child, KvSource, RankLoad, StageName
 from messages.work import Bootstrap, Sampling
+
+if TYPE_CHECKING:
+    from actors.engines.tongue import Tongue
 
 Disaggregation = Literal["null", "prefill", "decode"]
 
@@ -166,6 +170,10 @@ class Engine(ABC):
         ProbeError for an answer that is a failure.
         """
 
+    def tongue(self) -> "Tongue | None":
+        """Give the engine's own template and tokenizer, once it is loaded; None where processors have them."""
+        return None
+
     def loads(self) -> list[RankLoad]:
         """Tell how loaded each DP rank is by the engine's own account; cheap, for heartbeats; empty if it has none."""
         return []
@@ -213,13 +221,13 @@ def _misfit(tokens: "memoryview[int]", info: EngineInfo, what: str, too_many: st
     return None
 
 
-async def generate_one(engine: Engine, token: int, rank: int, side: Disaggregation) -> None:
-    """Have an engine generate one token after one, greedily: `Engine.probe` for engines that generate."""
+async def generate_one(engine: Engine, prompt: list[int], rank: int, side: Disaggregation) -> list[int]:
+    """Have an engine generate one token, greedily: `Engine.probe` for engines that generate. Prefill tells none."""
     room = Bootstrap(host=FAKE_HOST, port=8998, room=rank) if side != "null" else None
     sampling = Sampling(max_tokens=1, temperature=0, ignore_eos=True)
-    prompt = token.to_bytes(4, "little")
-    asked = Generation(key=f"probe-{uuid.uuid4()}", prompt=prompt, sampling=sampling, bootstrap=room, dp_rank=rank)
-    await _until_finished(partial(engine.generate, asked))
+    packed = pack_tokens(prompt)
+    asked = Generation(key=f"probe-{uuid.uuid4()}", prompt=packed, sampling=sampling, bootstrap=room, dp_rank=rank)
+    return unpack_tokens(await _until_finished(partial(engine.generate, asked)))
 
 
 async def encode_one(engine: Engine, token: int) -> None:
@@ -228,10 +236,12 @@ async def encode_one(engine: Engine, token: int) -> None:
     await _until_finished(partial(engine.encode, asked))
 
 
-async def _until_finished(work: Callable[[Emit], Coroutine[object, object, None]]) -> None:
+async def _until_finished(work: Callable[[Emit], Coroutine[object, object, None]]) -> bytes:
     finishes: list[Finish] = []
+    got = []
 
     def see(data: bytes, finish: Finish | None) -> None:
+        got.append(data)
         if finish is not None:
             finishes.append(finish)
 
@@ -239,3 +249,4 @@ async def _until_finished(work: Callable[[Emit], Coroutine[object, object, None]
     finish = finishes[0]
     if finish.reason not in ("length", "stop", "prefilled", "encoded"):
         raise ProbeError(f"{finish.reason} {finish.code}: {finish.message}")
+    return b"".join(got)

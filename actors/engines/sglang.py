@@ -38,6 +38,8 @@ from actors.engines.places import Places, prepare
 from actors.engines.sglang_arguments import arguments
 from actors.engines.sglang_embedding import cut, vectors
 from actors.engines.sglang_telemetry import Loads, sources_of, use_metrics_folder
+from actors.engines.sglang_tongue import SglangTongue
+from actors.engines.tongue import Tongue
 from messages import procfs
 from messages.codec import Ranked, pack_logprobs, pack_tokens, token_count, unpack_tokens
 from messages.embed import FLOAT_BYTES, pack_floats
@@ -72,6 +74,7 @@ class SglangEngine(Engine):
         self._pids: list[int] = []
         self._loads: Loads | None = None
         self._places: Places | None = None
+        self._tongue: SglangTongue | None = None
         self._died: asyncio.Event
 
     def load(self, report: Report) -> EngineInfo:
@@ -122,6 +125,8 @@ class SglangEngine(Engine):
             self._manager.enable_metrics = False
         self._pids = procfs.descendants(os.getpid())
         self._info = self._describe(version, merged, places)
+        if model.text:
+            self._tongue = SglangTongue(self._manager.tokenizer)
         if places is not None:
             self._loads = Loads(self._engine, self._info.block_size)
         return self._info
@@ -215,12 +220,18 @@ class SglangEngine(Engine):
             del self._live[asked.key]
 
     async def probe(self, rank: int) -> None:
-        """Generate one token after the one that begins texts, or embed it; embeddings SGLang spreads over its ranks."""
+        """Generate one token after the one that begins texts, or embed it; embeddings SGLang spreads over its ranks.
+
+        Where the tokenizer is SGLang's, the probe is a text, and what comes is made one.
+        """
+        if self._tongue is not None:
+            self._tongue.show(await generate_one(self, self._tongue.one_word(), rank, self._side))
+            return
         token = beginning(self._manager.model_config.hf_config, self._info.vocab_size)
         if self._embeds:
             await encode_one(self, token)
         else:
-            await generate_one(self, token, rank, self._side)
+            await generate_one(self, [token], rank, self._side)
 
     def _count_step(self) -> None:
         if self._manager.last_receive_tstamp != self._last_output:
@@ -354,6 +365,10 @@ class SglangEngine(Engine):
         used = sum(-(-(live.prompt + live.made) // page) for live in self._live.values())
         queued = max(0, len(self._live) - self._info.max_running)
         return Figures(steps=self._steps, queued=queued, kv_used=used, kv_total=self._info.total_blocks)
+
+    def tongue(self) -> Tongue | None:
+        """Give SGLang's own tokenizer, for a model that leaves it to the engine."""
+        return self._tongue
 
     def loads(self) -> list[RankLoad]:
         """Tell how loaded SGLang's schedulers say they are."""

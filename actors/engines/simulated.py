@@ -42,16 +42,20 @@ from actors.engines.engine import (
 from actors.engines.kv_publisher import KvPublisher
 from actors.engines.places import Places, prepare
 from actors.engines.rendezvous import BrokenRendezvousError, DecodeSide, PrefillSide
+from actors.engines.simulated_tongue import SimulatedTongue
+from actors.engines.tongue import Tongue
 from actors.kv_wire import GPU, BlockRemoved, BlockStored
 from messages.codec import Ranked, pack_logprobs, token_count, unpack_tokens
 from messages.embed import pack_floats
 from messages.frames import Finish
 from messages.lifecycle import Child, RankLoad
+from messages.work import Conversation
 
 VERSION: Final = "1"
 CONTEXT: Final = 32_768
 MAX_RUNNING: Final = 1 << 16
 HIGHEST_BIAS: Final = 100.0
+HELLO: Final = Conversation(messages=[{"role": "user", "content": "Hi"}])
 FAULTS: Final = ("hang", "spin", "crash", "slow")
 
 
@@ -229,7 +233,9 @@ class SimulatedEngine(Engine):
         if self._setup.slot.role == "encoder":
             await encode_one(self, self._token_ids[0])
         else:
-            await generate_one(self, self._token_ids[0], rank, self._side)
+            tongue = self.tongue()
+            prompt = self._token_ids[:1] if tongue is None else tongue.render(HELLO)
+            await generate_one(self, prompt, rank, self._side)
 
     async def _run_stream(self, stream: Stream, asked: Generation) -> None:
         meeting = asked.bootstrap if asked.bootstrap is None or asked.bootstrap.host != FAKE_HOST else None
@@ -381,6 +387,10 @@ class SimulatedEngine(Engine):
         return Figures(
             steps=self._steps, queued=len(self._waiting), kv_used=self._pool.used, kv_total=self._pace.total_blocks
         )
+
+    def tongue(self) -> Tongue | None:
+        """Give a tongue of numbers, for a model that leaves its tokenizer to the engine."""
+        return SimulatedTongue(self._token_ids) if self._model.text else None
 
     def loads(self) -> list[RankLoad]:
         """Tell how loaded its one rank is."""

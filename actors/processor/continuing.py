@@ -9,9 +9,9 @@ from messages.work import Sampling
 ENVELOPE: Final = 2_048
 
 
-def work_bytes(tokens: int, sampling: Sampling) -> int:
-    """Say how large the message is, at most, that asks an actor to work on so many tokens."""
-    size = ENVELOPE + 4 * tokens + 14 * len(sampling.logit_bias)
+def work_bytes(tokens: int, sampling: Sampling, chat_bytes: int = 0) -> int:
+    """Say how large the message is, at most, that asks an actor to work on so many tokens, after such a chat."""
+    size = ENVELOPE + 4 * tokens + chat_bytes + 14 * len(sampling.logit_bias)
     if (name := sampling.grammar) is not None:
         size += len(getattr(sampling, name).encode())
     return size

@@ -7,6 +7,8 @@ yet become a character waits for its other bytes. What is no UTF-8 becomes U+FFF
 
 import re
 from codecs import utf_8_decode
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final, Protocol
 
 from tokenizers import Tokenizer as Coder
@@ -69,7 +71,9 @@ class Pieces:
     def stream(self, *, skip_special: bool = True) -> Detokenizer:
         """Begin a stream."""
         table = self.shown if skip_special else self.whole
-        return ByBytes(table) if table is not None else ByWindow(self._coder, skip_special)
+        if table is not None:
+            return ByBytes(table)
+        return ByWindow(partial(self._coder.decode, skip_special_tokens=skip_special))
 
 
 class ByBytes:
@@ -100,13 +104,15 @@ class ByBytes:
 
 
 class ByWindow:
-    """A stream of any other tokenizer: decodes the last ids with and without the newest and takes the difference."""
+    """A stream of any other tokenizer: decodes the last ids with and without the newest and takes the difference.
 
-    def __init__(self, coder: Coder, skip_special: bool) -> None:
-        self._coder = coder
-        self._skip = skip_special
-        self._ids: list[int] = []
-        self._told = 0
+    `before` are ids that stand before it: what a first token says may depend on there being any.
+    """
+
+    def __init__(self, decode: Callable[[list[int]], str], before: Sequence[int] = ()) -> None:
+        self._decode = decode
+        self._ids = list(before[-WINDOW:])
+        self._told = len(self._ids)
 
     def push(self, ids: list[int]) -> str:
         """Take the next ids one by one and return the text that is certain now."""
@@ -118,14 +124,14 @@ class ByWindow:
 
     def _one(self, at: int) -> str:
         self._ids.append(at)
-        text: str = self._coder.decode(self._ids, skip_special_tokens=self._skip)
+        text = self._decode(self._ids)
         if text.endswith("\ufffd") and len(self._ids) - self._told < WINDOW:
             return ""
         return self._rest()
 
     def _rest(self) -> str:
-        before: str = self._coder.decode(self._ids[: self._told], skip_special_tokens=self._skip)
-        after: str = self._coder.decode(self._ids, skip_special_tokens=self._skip)
+        before = self._decode(self._ids[: self._told])
+        after = self._decode(self._ids)
         self._ids = self._ids[-WINDOW:] if len(self._ids) > 2 * WINDOW else self._ids
         self._told = len(self._ids)
         return after[len(before) :]

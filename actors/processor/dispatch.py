@@ -130,6 +130,7 @@ class Dispatcher:
                 ttl=ttl,
                 generation=prefill.registration.generation,
                 bootstrap=meeting,
+                chat=job.asked.chat,
             )
             job.prefill = self._ask(job, prefill, codec.to_msgpack(work))
         job.decode = self._ask(
@@ -145,6 +146,7 @@ class Dispatcher:
                     ttl=ttl,
                     generation=decode.registration.generation,
                     bootstrap=meeting,
+                    chat=job.asked.chat,
                 )
             ),
         )
@@ -203,7 +205,7 @@ class Dispatcher:
             return
         if item.logprobs is not None and not item.tokens:
             self._rank_prompt(job, item)
-        if item.tokens:
+        if item.tokens or item.said is not None:
             ids = codec.unpack_tokens(item.tokens)
             ranked = None
             if job.asked.names is not None:
@@ -219,7 +221,14 @@ class Dispatcher:
             if item.position < have:
                 ids = ids[have - item.position :]
                 ranked = ranked and ranked[have - item.position :]
-            job.receive(ids, finish, ranked)
+            if job.asked.chat is None:
+                job.receive(ids, finish, ranked)
+            elif item.said is None:
+                where = short(leg.seat.registration.slot, leg.seat.registration.generation)
+                self._journal.end(job, job.error(500, f"{where} gave no text with its tokens"))
+                return
+            elif item.position >= have:
+                job.hear(ids, item.said)
             if job.stopped:
                 if finish is not None:
                     self._release(job, leg)
@@ -334,7 +343,7 @@ class Dispatcher:
         self._withdraw(job)
         job.attempt += 1
         job.base = len(job.tokens)
-        sampling = job.asked.sampling
+        sampling, most = job.asked.sampling, self._max_payload
         if job.tokens:
             if job.awaiting:
                 self._journal.end(job, job.error(500, UNRANKED))
@@ -342,8 +351,8 @@ class Dispatcher:
             if (why := why_not_continued(sampling)) is not None:
                 self._journal.end(job, job.error(500, f"an actor failed on this request, and {why}"))
                 return
-            if (size := work_bytes(len(job.asked.prompt) + len(job.tokens), sampling)) > self._max_payload:
-                why = f"its {size} bytes by now are more than the {self._max_payload} that NATS takes"
+            if (size := work_bytes(len(job.asked.prompt) + len(job.tokens), sampling, job.asked.chat_bytes)) > most:
+                why = f"its {size} bytes by now are more than the {most} that NATS takes"
                 self._journal.end(job, job.error(413, f"an actor failed on this request, and {why}"))
                 return
             if len(job.tokens) >= sampling.max_tokens:

@@ -3,6 +3,7 @@
 What an engine must never be given is refused here: a token id outside the vocabulary would kill it.
 """
 
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -10,6 +11,8 @@ import msgspec
 from actors.processor import explain, grammars, parsers
 from actors.processor.choices import choice_id
 from actors.processor.continuing import why_not_continued
+from actors.processor.detokenize import Pieces
+from actors.processor.facts import Facts
 from actors.processor.journal import Asked
 from actors.processor.logprobs import Names
 from actors.processor.output import Output
@@ -26,7 +29,7 @@ from messages.embed import Embed
 from messages.ids import check_request_id, new_request_id
 from messages.submit import MOST_CHOICES, SCHEMA, Chat, Completion, Generate, Message, NamedTool
 from messages.submit import Asked as Body
-from messages.work import Sampling
+from messages.work import Conversation, Sampling
 
 LONG: Final = 2_000
 """Characters from which a prompt is prepared in a thread: they take as long as some ten small requests."""
@@ -35,11 +38,16 @@ KINDS: Final[dict[str, type[Body]]] = {"chat": Chat, "completion": Completion, "
 
 
 class Prompt(msgspec.Struct):
-    """One prompt of a request: its token ids, the text that was rendered for it, and what an echo says."""
+    """One prompt of a request: its token ids, the text that was rendered for it, and what an echo says.
+
+    Where the engine renders it, it is a `chat` with no ids, of so many bytes.
+    """
 
     ids: list[int]
     rendered: str = ""
     echo: str = ""
+    chat: Conversation | None = None
+    chat_bytes: int = 0
 
 
 class Intake:
@@ -49,14 +57,19 @@ class Intake:
     """
 
     def __init__(self, model: Model, tokenizer: Tokenizer, template: Template) -> None:
-        self._model = model
-        self._limits = model.limits
+        self._know(model, tokenizer)
         self._tokenizer = tokenizer
         self._template = template
-        self.context_length = model.context_length or tokenizer.context_length
-        self.vocab_size = tokenizer.vocab_size or tokenizer.size
-        self._defaults = Sampling(max_tokens=1, **_known(tokenizer.sampling))
+        self._pieces: Pieces | None = tokenizer.pieces
+        self.vocab_size: int = tokenizer.vocab_size or tokenizer.size
         self.grammars: bool | None = None if model.engine == "sglang" and model.engine_tokenizer else False
+
+    def _know(self, model: Model, facts: Tokenizer | Facts) -> None:
+        self._model = model
+        self._limits = model.limits
+        self.context_length = model.context_length or facts.context_length
+        self._eos = facts.eos
+        self._defaults = Sampling(max_tokens=1, **_known(facts.sampling))
         parsers.check(model.reasoning_parser, model.tool_call_parser)
 
     # From bytes to a body.
@@ -160,14 +173,18 @@ class Intake:
             prompt=prompt.ids,
             sampling=sampling,
             ttl=min(body.timeout or self._limits.timeout, self._limits.timeout),
-            parser=self._parser(body, prompt, sampling) if isinstance(body, Chat) else None,
             echo=prompt.echo,
             names=self._names(body) if sampling.logprobs is not None else None,
             # Calls that a grammar forces are counted by the grammar.
             one_call=isinstance(body, Chat) and body.parallel_tool_calls is False and sampling.grammar is None,
         )
+        if isinstance(body, Chat) and prompt.chat is None:
+            asked.parser = self._parser(body, prompt.rendered, sampling)
+        elif isinstance(body, Chat):
+            asked.chat, asked.chat_bytes = prompt.chat, prompt.chat_bytes
+            asked.parse = partial(self._parser, body, sampling=sampling)
         if stops or not isinstance(body, Generate):
-            asked.output = Output(self._tokenizer.pieces, skip_special=body.skip_special_tokens, stops=stops)
+            asked.output = Output(self._pieces, skip_special=body.skip_special_tokens, stops=stops)
         return asked
 
     def _names(self, body: Body) -> Names:
@@ -193,14 +210,14 @@ class Intake:
             raise RefusalError(400, f"{where}: empty; it needs at least one character", param=where)
         return Prompt(self._encode(given, special=True, where=where), echo=given if body.echo else "")
 
-    def _parser(self, body: Chat, prompt: Prompt, sampling: Sampling) -> Parser | None:
+    def _parser(self, body: Chat, rendered: str, sampling: Sampling) -> Parser | None:
         """Make what reads one choice's text. A grammar's text is the answer from its first character on."""
         if isinstance(body.tool_choice, NamedTool):
             return forced.Named(body.tool_choice.function.name)
         if body.tool_choice == "required":
             return forced.Required()
         reasoning = self._model.reasoning_parser if sampling.grammar is None else None
-        return parsers.make(reasoning, self._model.tool_call_parser if _tools(body) else None, prompt.rendered)
+        return parsers.make(reasoning, self._model.tool_call_parser if tools_of(body) else None, rendered)
 
     def _grammar(self, body: Body) -> grammars.Grammar | None:
         grammar = grammars.asked(body)
@@ -227,7 +244,7 @@ class Intake:
 
     def _render(self, body: Chat, *, held: bool) -> str:
         """Render a conversation. An answer `held` to a grammar begins at once: the template is told not to think."""
-        messages = [_as_template_has_it(message, at, self._template.shapes) for at, message in enumerate(body.messages)]
+        messages = [as_template_has_it(message, at, self._template.shapes) for at, message in enumerate(body.messages)]
         if self._template.text is None or "developer" not in self._template.text:
             for message in messages:
                 if message["role"] == "developer":
@@ -236,7 +253,7 @@ class Intake:
         if body.reasoning_effort is not None:
             extra["reasoning_effort"] = body.reasoning_effort
         messages = [parsers.recalled(self._model.reasoning_parser, message) for message in messages]
-        tools = parsers.described(self._model.reasoning_parser, _tools(body))
+        tools = parsers.described(self._model.reasoning_parser, tools_of(body))
         prompt = self._template.render(messages, tools=tools, extra=extra | (body.chat_template_kwargs or {}))
         return prompt + parsers.opening(self._model.reasoning_parser, prompt) if held else prompt
 
@@ -275,7 +292,7 @@ class Intake:
         if body.min_tokens is not None and body.min_tokens > most:
             message = f"min_tokens: {body.min_tokens} is more than the {most} tokens that may come"
             raise RefusalError(400, message, param="min_tokens")
-        ends = [] if body.ignore_eos else self._tokenizer.eos
+        ends = [] if body.ignore_eos else self._eos
         return Sampling(
             max_tokens=most,
             temperature=defaults.temperature if body.temperature is None else body.temperature,
@@ -373,7 +390,8 @@ def _stops(stop: str | list[str] | None) -> list[str]:
     return stops
 
 
-def _tools(body: Chat) -> list[dict[str, Any]] | None:
+def tools_of(body: Chat) -> list[dict[str, Any]] | None:
+    """Give the tools of a chat as templates take them, or None if it may call none."""
     if not body.tools or body.tool_choice == "none":
         return None
     # Models know tools with the type in front: the other way round, a small one takes "type" for an argument.
@@ -385,8 +403,11 @@ def _length(message: Message) -> int:
     return len(content) if isinstance(content, str) else sum(len(part.text) for part in content or [])
 
 
-def _as_template_has_it(message: Message, at: int, shapes: Shapes) -> dict[str, Any]:
-    """Make of a message the dict that the template takes, content and arguments in the shapes it wants."""
+def as_template_has_it(message: Message, at: int, shapes: Shapes) -> dict[str, Any]:
+    """Make of a message the dict that the template takes, content and arguments in the shapes it wants.
+
+    Raises RefusalError 400 for a message without content, and for arguments that are no JSON.
+    """
     if message.content is None and not message.tool_calls:
         raise RefusalError(400, f"messages[{at}].content: missing", param=f"messages[{at}].content")
     content = shapes.content(msgspec.to_builtins(message.content or ""))

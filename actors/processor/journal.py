@@ -16,9 +16,9 @@ from actors.processor.output import Output
 from actors.processor.parsers.parser import Parser
 from actors.processor.view import Seat
 from messages import codec
-from messages.frames import Finish
+from messages.frames import Finish, Said
 from messages.submit import Done, Error, Logprob, ToolCall, Usage
-from messages.work import Sampling
+from messages.work import Conversation, Sampling
 
 Kind = Literal["chat", "completion", "generate"]
 
@@ -28,7 +28,8 @@ class Asked(Struct, kw_only=True):
 
     `prompt` is token ids; `received` what the client had got before it came to us, at attempt `before`; `ttl` is in
     seconds. `echo` is text that comes before the answer's own; `names` is there where log-probabilities are asked for,
-    and names their tokens. With `one_call`, the first tool call ends the answer.
+    and names their tokens. With `one_call`, the first tool call ends the answer. A `chat` is rendered by the engine: it
+    has no prompt here, but so many `chat_bytes`, and `parse` makes its parser, given how the rendering ends.
     """
 
     id: str
@@ -43,6 +44,9 @@ class Asked(Struct, kw_only=True):
     echo: str = ""
     names: Names | None = None
     one_call: bool = False
+    chat: Conversation | None = None
+    chat_bytes: int = 0
+    parse: Callable[[str], Parser | None] | None = None
 
 
 class Piece(Struct):
@@ -150,6 +154,7 @@ class Job:
         "over",
         "packed",
         "prefill",
+        "prompt_tokens",
         "reasoning",
         "refused",
         "resumed",
@@ -169,6 +174,7 @@ class Job:
         self.deadline = now + asked.ttl
         self.timer: asyncio.TimerHandle | None = None
         self.packed = codec.pack_tokens(asked.prompt)
+        self.prompt_tokens = len(asked.prompt)
         self.tokens: list[int] = list(asked.received)
         self.base = self.sent = len(self.tokens)
         self.text = asked.echo
@@ -199,6 +205,17 @@ class Job:
         if ranked is not None and self.asked.names is not None:
             self.logprobs += self.asked.names.ranked(said[:used], ranked)
         if text:
+            self._read(text)
+
+    def hear(self, ids: list[int], said: Said) -> None:
+        """Take the next tokens of a chat that the engine renders, and the text that it has made of them."""
+        asked = self.asked
+        if said.prompt_tokens and not self.prompt_tokens:
+            self.prompt_tokens = said.prompt_tokens
+            if asked.parse is not None:
+                asked.parser = asked.parse(said.opening)
+        self.tokens += ids
+        if asked.output is not None and (text := asked.output.told(said.text)):
             self._read(text)
 
     def rank_prompt(self, ranked: list[codec.Ranked]) -> None:
@@ -247,7 +264,9 @@ class Job:
             id=self.id,
             attempt=self.attempt,
             finish_reason="tool_calls" if called and reason == "stop" else reason,
-            usage=Usage(prompt_tokens=len(asked.prompt), completion_tokens=len(self.tokens), cached_tokens=self.cached),
+            usage=Usage(
+                prompt_tokens=self.prompt_tokens, completion_tokens=len(self.tokens), cached_tokens=self.cached
+            ),
             resumed=self.resumed,
         )
 

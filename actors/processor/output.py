@@ -6,13 +6,25 @@ from actors.processor.detokenize import Detokenizer, Pieces
 from actors.processor.stops import StopMatcher
 
 
+class Nothing:
+    """In place of a detokenizer where the engine makes the text: ids say nothing here."""
+
+    def push(self, ids: list[int]) -> str:
+        """Say nothing."""
+        return ""
+
+    def finish(self) -> str:
+        """Have held nothing back."""
+        return ""
+
+
 class Output:
-    """The text side of one request; `stopped` says that a stop string has ended it."""
+    """The text side of one request; `stopped` says that a stop string has ended it. Without `pieces` it is `told`."""
 
     __slots__ = ("_detokenizer", "_matcher", "stopped")
 
-    def __init__(self, pieces: Pieces, *, skip_special: bool, stops: Sequence[str]) -> None:
-        self._detokenizer: Detokenizer = pieces.stream(skip_special=skip_special)
+    def __init__(self, pieces: Pieces | None, *, skip_special: bool, stops: Sequence[str]) -> None:
+        self._detokenizer: Detokenizer = Nothing() if pieces is None else pieces.stream(skip_special=skip_special)
         self._matcher = StopMatcher(stops) if stops else None
         self.stopped = False
 
@@ -34,6 +46,14 @@ class Output:
                 self.stopped = True
                 return count, "".join(told)
         return len(ids), "".join(told)
+
+    def told(self, text: str) -> str:
+        """Take the next text from an engine that makes it itself; return what is certain now."""
+        if self._matcher is None or self.stopped:
+            return "" if self.stopped else text
+        text = self._matcher.push(text)
+        self.stopped = self._matcher.found is not None
+        return text
 
     def finish(self) -> str:
         """Return what was held back, the stream having ended otherwise than by a stop string."""

@@ -15,10 +15,12 @@ from actors.processor.door_nats import NatsDoor
 from actors.processor.embeddings.doors import EmbedHttpDoor, EmbedNatsDoor
 from actors.processor.embeddings.intake import EmbedIntake
 from actors.processor.embeddings.service import EmbedService
+from actors.processor.facts import Facts
 from actors.processor.files import FilesError
 from actors.processor.intake import Intake
 from actors.processor.service import Service
 from actors.processor.template import Template
+from actors.processor.text_intake import TextIntake
 from actors.processor.tokenizer import Tokenizer
 from messages.bus import ServiceError
 from messages.config import Http
@@ -40,8 +42,12 @@ class Processor(Actor):
         self._http: HttpDoor | None = None
 
     def load(self) -> None:
-        """Read the tokenizer and the chat template; what is wrong with them no restart can mend."""
+        """Read the tokenizer and the chat template, or what else there is; what is wrong there no restart can mend."""
         try:
+            if self.model.text:
+                where = self.model.tokenizer or self.model.path or ""
+                self._intake = TextIntake(self.model, Facts.find(where, partial(self.report, "download")))
+                return
             marks = parsers.marks(self.model.reasoning_parser, self.model.tool_call_parser)
             tokenizer = Tokenizer(
                 self.model.tokenizer or self.model.path or "", marks, partial(self.report, "download")

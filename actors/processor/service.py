@@ -160,8 +160,9 @@ class Service:
         if body.id in self._cancelled:
             raise RefusalError(499, "cancelled by the client")
         for asked in choices:
-            if (size := work_bytes(len(asked.prompt), asked.sampling)) > self._bus.max_payload:
-                message = f"a prompt of {len(asked.prompt)} tokens makes a message of {size} bytes"
+            if (size := work_bytes(len(asked.prompt), asked.sampling, asked.chat_bytes)) > self._bus.max_payload:
+                what = "this chat" if asked.chat is not None else f"a prompt of {len(asked.prompt)} tokens"
+                message = f"{what} makes a message of {size} bytes"
                 raise RefusalError(413, f"{message}; NATS takes {self._bus.max_payload}")
             if (size := ranked_bytes(len(asked.prompt), asked.sampling)) > self._bus.max_payload:
                 message = f"the log-probabilities of a prompt of {len(asked.prompt)} tokens take {size} bytes"

@@ -7,7 +7,7 @@ templates take a text only, some parts only; nearly all take arguments as an obj
 from collections.abc import Callable
 from typing import Any, Final
 
-from msgspec import Struct
+from msgspec import Struct, json
 
 WORD: Final = "troupe-probe"
 
@@ -27,6 +27,18 @@ class Shapes(Struct, frozen=True):
         if isinstance(content, str):
             return content if self.text or not self.parts else [{"type": "text", "text": content}]
         return content if self.parts else "\n".join(part["text"] for part in content)
+
+    def whole(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Bring a message that has its arguments as JSON text into the shape that the template takes."""
+        made = message | {"content": self.content(message.get("content") or "")}
+        if not self.objects or not message.get("tool_calls"):
+            return made
+        calls = [
+            call
+            | {"function": call["function"] | {"arguments": json.decode(call["function"].get("arguments") or "{}")}}
+            for call in message["tool_calls"]
+        ]
+        return made | {"tool_calls": calls}
 
 
 def shapes(render: Render) -> Shapes:

@@ -11,12 +11,12 @@ import msgspec
 from tokenizers import Tokenizer as Coder
 
 from actors.processor.detokenize import Pieces
+from actors.processor.facts import Facts
 from actors.processor.files import FilesError, find_folder, read_json
 
 log = logging.getLogger("troupe.tokenizer")
 
 SPECIAL_NAMES: Final = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-SAMPLING_NAMES: Final = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
 class Tokenizer:
@@ -40,17 +40,13 @@ class Tokenizer:
         self._coder.no_truncation()
         self._coder.no_padding()
         self.settings: dict[str, Any] = read_json(self.folder / "tokenizer_config.json")
-        config = read_json(self.folder / "config.json")
-        generation = read_json(self.folder / "generation_config.json")
+        facts = Facts.read(self.folder)
         self.special = _special(self.settings, read_json(self.folder / "special_tokens_map.json"))
         self.size: int = self._coder.get_vocab_size(with_added_tokens=True)
-        text_config = config.get("text_config") if isinstance(config.get("text_config"), dict) else {}
-        self.vocab_size = _number(config, "vocab_size") or _number(text_config or {}, "vocab_size")
-        self.context_length = _number(config, "max_position_embeddings") or _number(
-            text_config or {}, "max_position_embeddings"
-        )
-        self.eos = self._eos(generation, config)
-        self.sampling = {name: generation[name] for name in SAMPLING_NAMES if generation.get(name) is not None}
+        self.vocab_size = facts.vocab_size
+        self.context_length = facts.context_length
+        self.eos = self._eos(facts.eos)
+        self.sampling = facts.sampling
         self.pieces = Pieces.of(self._coder, _decoder(path), max(self.size, self.vocab_size), marks)
         _give_back()
 
@@ -70,15 +66,10 @@ class Tokenizer:
         found: int | None = self._coder.token_to_id(token)
         return found
 
-    def _eos(self, generation: dict[str, Any], config: dict[str, Any]) -> list[int]:
-        found: list[int] = []
-        for value in (generation.get("eos_token_id"), config.get("eos_token_id")):
-            if value is not None:
-                found = [value] if isinstance(value, int) else list(value)
-                break
+    def _eos(self, found: list[int]) -> list[int]:
         named = self.special.get("eos_token")
         if isinstance(named, str) and (known := self.id_of(named)) is not None and known not in found:
-            found.append(known)
+            return [*found, known]
         return found
 
 
@@ -112,8 +103,3 @@ def _special(settings: dict[str, Any], named: dict[str, Any]) -> dict[str, Any]:
             entry.get("content", "") if isinstance(entry, dict) else entry for entry in extra
         ]
     return special
-
-
-def _number(config: dict[str, Any], name: str) -> int:
-    value = config.get(name)
-    return value if isinstance(value, int) and value > 0 else 0

@@ -6,7 +6,7 @@ import msgspec
 from msgspec import Struct
 
 from messages import codec, embed, gate, lifecycle, prefork, submit, telemetry, work
-from messages.frames import Ack, Finish, Frame, Hello, Item
+from messages.frames import Ack, Finish, Frame, Hello, Item, Said
 from messages.lifecycle import State
 
 MSGPACK: dict[str, Struct] = {
@@ -35,6 +35,21 @@ MSGPACK: dict[str, Struct] = {
         prompt=b"",
         sampling=work.Sampling(max_tokens=1, seed=-3, logit_bias={7: -100.0}, logprobs=2, json_schema="{}"),
         ttl=1.0,
+    ),
+    "work.Decode of a chat": work.Decode(
+        request="6f1c8d8e-3f0a-4a51-9d55-0d6a6c6f9a01",
+        attempt=0,
+        out="demo-processor-0-g3",
+        prompt=b"",
+        sampling=work.Sampling(max_tokens=1),
+        ttl=1.0,
+        chat=work.Conversation(
+            messages=[{"role": "user", "content": "né"}],
+            tools=[{"type": "function", "function": {"name": "f"}}],
+            words={"enable_thinking": False},
+            skip_special_tokens=False,
+            marks=["<think>"],
+        ),
     ),
     "work.Encode": work.Encode(
         request="6f1c8d8e-3f0a-4a51-9d55-0d6a6c6f9a01/3",
@@ -70,6 +85,22 @@ MSGPACK: dict[str, Struct] = {
                 codec.pack_tokens([9]),
                 None,
                 codec.pack_logprobs([(-0.5, [(9, -0.5), (3, -1.25)])]),
+            )
+        ],
+    ),
+    "frames.Frame with text": Frame(
+        "demo-decode-0-g7",
+        43,
+        39,
+        [
+            Item(
+                "6f1c8d8e-3f0a-4a51-9d55-0d6a6c6f9a01",
+                0,
+                0,
+                codec.pack_tokens([9]),
+                None,
+                None,
+                Said("né", 7, "<think>"),
             )
         ],
     ),

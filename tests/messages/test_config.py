@@ -18,6 +18,7 @@ models:
     path: ./model
     cast: {processor: {count: 2}, prefill: {}, decode: {}}
 """
+TEXT_ENCODER = "path: a/b\n    text: true\n    serves: [embeddings]\n    cast: {processor: {}, encoder: {}}"
 
 
 def test_a_good_one_has_its_slots_in_starting_order(tmp_path: Path) -> None:
@@ -50,12 +51,34 @@ def test_a_good_one_has_its_slots_in_starting_order(tmp_path: Path) -> None:
         (("name: one", "name: a.b"), "publisher.name: the name 'a.b' may hold only"),
         (("name: one", "http: {prt: 1}"), "publisher.http.prt: unknown; did you mean 'port'?"),
         (("decode: {}", "decode: {}, publisher: {}"), "cast.publisher: it belongs to no model"),
+        (
+            ("path: ./model", "path: a/b\n    text: true\n    chat_template: c"),
+            "models[0].chat_template: with `text: true`",
+        ),
+        (
+            ("path: ./model", "path: a/b\n    text: true\n    engine_tokenizer: false"),
+            "models[0].engine_tokenizer: `text:",
+        ),
+        (("path: ./model", "path: a/b\n    text: true\n    tokenizer: c"), "models[0].tokenizer: with `text: true`"),
+        (
+            ("path: ./model", "path: a/b\n    text: true\n    serves: [chat, completions]"),
+            "serves: completions cannot be",
+        ),
+        (
+            ("path: ./model\n    cast: {processor: {count: 2}, prefill: {}, decode: {}}", TEXT_ENCODER),
+            "models[0].text: only chats are left",
+        ),
     ],
 )
 def test_a_bad_one_says_where_and_what(change: tuple[str, str], said: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as refused:
         config.parse(GOOD.replace(*change).encode(), tmp_path)
     assert said in str(refused.value)
+
+
+def test_a_model_of_texts_serves_chats(tmp_path: Path) -> None:
+    made = config.parse(GOOD.replace("path: ./model", "path: a/b\n    text: true").encode(), tmp_path)
+    assert made.models[0].served == ["chat"]
 
 
 def test_the_publisher_is_the_hosts_unless_named_and_can_be_left_out(tmp_path: Path) -> None:

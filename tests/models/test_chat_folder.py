@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 from tokenizers import Tokenizer
 
-from actors.processor.intake import _tools as for_template
+from actors.processor.intake import tools_of as for_template
 from actors.processor.refusal import RefusalError
 from actors.processor.template import Template
 from messages import codec

@@ -15,14 +15,16 @@ from nats.aio.msg import Msg
 from actors.processor import parsers
 from actors.processor.door_http import HttpDoor
 from actors.processor.door_nats import NatsDoor
+from actors.processor.facts import Facts
 from actors.processor.intake import Intake
 from actors.processor.service import Service
 from actors.processor.template import Template
+from actors.processor.text_intake import TextIntake
 from actors.processor.tokenizer import Tokenizer
 from messages import codec
 from messages.bus import Bus, error_headers
 from messages.config import Model, Nats
-from messages.frames import Finish, Frame, Item, Receipt
+from messages.frames import Finish, Frame, Item, Receipt, Said
 from messages.gate import Gate, Missing
 from messages.ids import Role, incarnation_of
 from messages.lifecycle import Answer as ControlAnswer
@@ -152,13 +154,18 @@ class Gpu:
             return await self.aborts.get()
 
     def item(
-        self, job: Job, tokens: list[int], finish: Finish | None = None, ranked: list[codec.Ranked] | None = None
+        self,
+        job: Job,
+        tokens: list[int],
+        finish: Finish | None = None,
+        ranked: list[codec.Ranked] | None = None,
+        said: Said | None = None,
     ) -> Item:
         key = f"{job.request}:{job.attempt}"
         position = self.sent.get(key, 0)
         self.sent[key] = position + len(tokens)
         logprobs = None if ranked is None else codec.pack_logprobs(ranked)
-        return Item(job.request, job.attempt, position, codec.pack_tokens(tokens), finish, logprobs)
+        return Item(job.request, job.attempt, position, codec.pack_tokens(tokens), finish, logprobs, said)
 
     def frame(self, *items: Item, base: int = 1) -> Frame:
         self.seq += 1
@@ -309,6 +316,8 @@ async def raised(url: str, **settings: Any) -> AsyncIterator[Stage]:
     stage = await asyncio.to_thread(Stage, theirs, model, subjects)
     kept = stage.tokenizer
     template = await asyncio.to_thread(Template.load, kept.folder, kept.settings, kept.special, model.chat_template)
+    facts = await asyncio.to_thread(Facts.read, kept.folder)
+    intake = TextIntake(model, facts) if model.text else Intake(model, kept, template)
     try:
         # The task group is the inner one: awaiting anything in its cancelled scope would swallow the test's failure.
         async with aiohttp.ClientSession() as stage.session, anyio.create_task_group() as tasks:
@@ -325,7 +334,7 @@ async def raised(url: str, **settings: Any) -> AsyncIterator[Stage]:
                 subjects=subjects,
                 model=model,
                 incarnation=incarnation,
-                intake=Intake(model, stage.tokenizer, template),
+                intake=intake,
                 own=own,
             )
             await stage.service.open(
