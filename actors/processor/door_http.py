@@ -7,6 +7,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from typing import Final
 
 from aiohttp import web
@@ -179,9 +180,8 @@ class HttpDoor:
     # Completions.
 
     async def _answer(self, request: web.BaseRequest, kind: str) -> web.StreamResponse:
-        length = request.content_length
         name = named(request)
-        with self._holding.hold(self._limit if length is None else min(length, self._limit)):
+        with self._hold(request):
             body = self._service.intake.read(await self._body(request), kind, codec.JSON)
             assert isinstance(body, Chat | Completion)
             if not body.model:
@@ -204,6 +204,11 @@ class HttpDoor:
     async def _embed(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer with vectors; only the door of an embedding model can, and only there it is served."""
         raise RefusalError(404, f"{self._service.model.name!r} makes no embeddings")
+
+    def _hold(self, request: web.BaseRequest) -> AbstractContextManager[None]:
+        """Count the body of a request, one of unknown length as the longest, until the statement is over."""
+        length = request.content_length
+        return self._holding.hold(self._limit if length is None else min(length, self._limit))
 
     async def _body(self, request: web.BaseRequest) -> bytes:
         if (announced := request.content_length) is not None and announced > self._limit:

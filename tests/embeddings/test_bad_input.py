@@ -81,3 +81,15 @@ async def test_a_model_that_is_not_known_to_bear_it_refuses_to_cut_its_vectors(n
         assert (status, "2, 3" in answer["error"]["message"]) == (400, True)
         _, answer = await stage.post({"model": "demo", "input": "a", "dimensions": 3})
         assert len(answer["data"][0]["embedding"]) == 3
+
+
+async def test_bodies_beyond_what_a_door_may_hold_are_refused_for_now(nats_server: NatsServer) -> None:
+    async with raised(nats_server.url, limits={"held_bytes": 2_000, "retry_after": 3.0}) as stage:
+        await stage.gate(True)
+        await stage.encoder(answers=True)
+        status, answer = await stage.post({"model": "demo", "input": "a" * 3_000})
+        assert (status, "more than 2000" in answer["error"]["message"]) == (429, True), answer
+        last = await (await stage.submit("a" * 3_000)).last()
+        assert isinstance(last, Error)
+        assert (last.code, "at the NATS door already" in last.message) == (429, True), last
+        assert (await stage.post({"model": "demo", "input": "a"}))[0] == 200

@@ -99,7 +99,7 @@ class EmbedNatsDoor(NatsDoor):
             if (known := self._embeds.book(body)) is not None:
                 self._again(known, client)
             else:
-                self._own(partial(self._embed, body, client))
+                self._own(partial(self._embed, body, client, len(msg.data)))
         except RefusalError as refusal:
             self._refuse(msg.reply, encode, body.id if body is not None else self._id_in(msg, form), refusal)
         except Exception:
@@ -114,10 +114,12 @@ class EmbedNatsDoor(NatsDoor):
             return
         raise RefusalError(409, f"request id {known.id} is under way here", param="id")
 
-    async def _embed(self, body: Embed, client: EmbedClient) -> None:
+    async def _embed(self, body: Embed, client: EmbedClient, size: int) -> None:
         self._preparing[body.id] = client.reply
         try:
-            self._embeds.embed(await self._embeds.inputs_of(body), client)
+            with self._holding.hold(size):
+                inputs = await self._embeds.inputs_of(body)
+            self._embeds.embed(inputs, client)
         except RefusalError as refusal:
             self._refuse(client.reply, client._encode, body.id, refusal)
         except Exception:
@@ -157,19 +159,20 @@ class EmbedHttpDoor(HttpDoor):
 
     async def _embed(self, request: web.BaseRequest) -> web.StreamResponse:
         service = self._embeds
-        body = service.embed_intake.read(await self._body(request), codec.JSON)
-        if not body.model:
-            raise RefusalError(400, f"model: missing; there is {service.model.name!r}", param="model")
         name = named(request)
-        if name and not body.id:
-            body.id = as_id(name)
         sink = Waiter()
-        if (known := service.book(body)) is not None:
-            raise RefusalError(409, f"request id {known.id} is under way here", param="id")
-        try:
-            embedding = service.embed(await service.inputs_of(body), sink)
-        finally:
-            service.unbook(body)
+        with self._hold(request):
+            body = service.embed_intake.read(await self._body(request), codec.JSON)
+            if not body.model:
+                raise RefusalError(400, f"model: missing; there is {service.model.name!r}", param="model")
+            if name and not body.id:
+                body.id = as_id(name)
+            if (known := service.book(body)) is not None:
+                raise RefusalError(409, f"request id {known.id} is under way here", param="id")
+            try:
+                embedding = service.embed(await service.inputs_of(body), sink)
+            finally:
+                service.unbook(body)
         try:
             await sink.wait()
         finally:
