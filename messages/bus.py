@@ -11,7 +11,7 @@ import math
 import re
 import ssl
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,6 +37,8 @@ PINGS_OUTSTANDING: Final = 2
 PENDING_BYTES: Final = 16 << 20
 RECONNECT_SECONDS: Final = 0.1
 QUEUE: Final = "q"
+CANCELS: Final = 50
+CLOSE_SECONDS: Final = 2.0
 VERSION: Final = "0.1.0"
 EVENT_DAYS: Final = 7
 EVENT_LIMIT: Final = 100_000
@@ -113,8 +115,7 @@ class Bus:
         if config.tls is not None:
             options["tls"] = _tls(config)
         try:
-            async with asyncio.timeout(wait):
-                await nc.connect(**options)
+            await _within(nc.connect(**options), wait)
         except TimeoutError:
             bus._closing = True
             await _give_up(nc)
@@ -304,9 +305,29 @@ class Bus:
         self.closed.set()
 
 
+async def _within(work: Coroutine[Any, Any, None], seconds: float) -> None:
+    """Await `work` for so long at most. Raises TimeoutError.
+
+    nats-py swallows a cancellation that comes while it tries one server after the other, and tries on: a plain
+    time-out, or the end of the caller, would wait for it for ever. So it is a task of its own, cancelled until it ends.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({task}, timeout=seconds)
+        if not task.done():
+            raise TimeoutError
+        task.result()
+    finally:
+        for _ in range(CANCELS):
+            if task.done():
+                break
+            task.cancel()
+            await asyncio.wait({task}, timeout=0.1)
+
+
 async def _give_up(nc: Nc) -> None:
     with contextlib.suppress(Exception):
-        await nc.close()
+        await _within(nc.close(), CLOSE_SECONDS)
 
 
 def _password(config: Nats) -> str:
