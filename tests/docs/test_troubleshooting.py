@@ -27,10 +27,16 @@ def test_each_quotation_has_its_scene_and_each_scene_is_quoted() -> None:
     assert PAGE.count("\n```\n") == 2 * len(QUOTED), "no quotation without a name"
 
 
-REAL = {"engine-memory": [pytest.mark.sglang, pytest.mark.timeout(180)]}
+MARKS = {
+    "engine-memory": [pytest.mark.long, pytest.mark.sglang, pytest.mark.timeout(180)],
+    "nats-lost": [pytest.mark.long],
+    "nats-away": [pytest.mark.long],
+    "nats-password": [pytest.mark.long],
+}
+"""The scenes that take longest, for what they tell."""
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=REAL.get(name, [])) for name in QUOTED])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=MARKS.get(name, [])) for name in QUOTED])
 def test_what_is_quoted_is_what_one_sees(name: str, tmp_path: Path) -> None:
     seen = SCENES[name](tmp_path).splitlines()
     for quoted in QUOTED[name]:

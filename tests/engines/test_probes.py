@@ -103,6 +103,7 @@ async def test_each_side_answers_alone_and_one_that_is_stopped_is_found_silent(
     await beats.until("ok", "demo-decode-0")
 
 
+@pytest.mark.long
 async def test_every_dp_rank_is_probed_on_either_side(
     tmp_path: Path, nats_server: NatsServer, parent: Prefork, bus: Bus
 ) -> None:
