@@ -19,6 +19,7 @@ import nats
 import nats.errors
 import nats.js.errors
 import nats.micro
+from nats.aio.client import PING_PROTO
 from nats.aio.client import Client as Nc
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
@@ -47,7 +48,20 @@ Callback = Callable[[Msg], Awaitable[None]]
 
 
 class _Connection(Nc):
-    """nats-py's client (2.16.0), mended: a cancelled flush made the answer to its ping end the reading for good."""
+    """nats-py's client (2.16.0), mended in two places.
+
+    A cancelled flush made the answer to its ping end the reading for good. And a flush's ping went straight to the
+    socket, past what was published and still waiting for it: the answer said nothing of that.
+    """
+
+    async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
+        if not self.is_connected:
+            await super()._send_ping(future)
+            return
+        self._pongs.append(future or asyncio.get_running_loop().create_future())
+        self._pending.append(PING_PROTO)
+        self._pending_data_size += len(PING_PROTO)
+        await self._flush_pending()
 
     async def _process_pong(self) -> None:
         if self._pongs and self._pongs[0].done():

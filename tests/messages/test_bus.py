@@ -11,7 +11,16 @@ import pytest
 from nats.aio.msg import Msg
 from nats.js.kv import KeyValue
 
-from messages.bus import Bus, BusError, NobodyThereError, ServiceError, SilentError, TakenError, error_headers
+from messages.bus import (
+    Bus,
+    BusError,
+    NobodyThereError,
+    ServiceError,
+    SilentError,
+    TakenError,
+    _Connection,
+    error_headers,
+)
 from messages.config import Nats, Tls
 from tests.conftest import NatsServer
 from tests.messages.credentials import operator
@@ -223,6 +232,20 @@ async def test_a_watch_is_made_anew_after_a_restart_and_sees_what_changed_meanwh
     assert bus.reconnects == 1
     keeping.cancel()
     await asyncio.wait({keeping})
+
+
+async def test_a_flush_waits_for_all_that_was_published_before_it(nats_server: NatsServer) -> None:
+    connection = _Connection()
+    await connection.connect(nats_server.url)
+    try:
+        for _ in range(20):
+            heard = await connection.subscribe("t.flushed")
+            await connection.publish("t.flushed", b"x")
+            await connection.flush(timeout=5)
+            assert heard.pending_msgs == 1, "the server had it before it answered the ping"
+            await heard.unsubscribe()
+    finally:
+        await connection.close()
 
 
 async def test_a_cancelled_flush_leaves_the_connection_well(bus: Bus) -> None:
