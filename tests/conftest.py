@@ -6,8 +6,10 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
 from blockbuster import blockbuster_ctx
@@ -23,6 +25,27 @@ SERVER_SECONDS = 10.0
 def anyio_backend() -> tuple[str, dict[str, object]]:
     """Run async tests as the actors run: asyncio on uvloop."""
     return ("asyncio", {"use_uvloop": True})
+
+
+UNCLOSED: Final[list[str]] = []
+
+
+def pytest_warning_recorded(warning_message: warnings.WarningMessage, nodeid: str) -> None:
+    """Remember who left something open."""
+    if issubclass(warning_message.category, ResourceWarning):
+        UNCLOSED.append(f"{nodeid}: {warning_message.message}")
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Fail the run if something was left open, although each test passed."""
+    if UNCLOSED and exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what was left open."""
+    for left in UNCLOSED:
+        terminalreporter.write_line(f"LEFT OPEN {left}", red=True)
 
 
 @pytest.fixture(autouse=True)
