@@ -22,7 +22,7 @@ up: setup  ## start the cluster of CONFIG (configs/demo.yaml) in the foreground
 	@.venv/bin/troupe up $(CONFIG)
 
 test: setup  ## run the tests; ARGS='-k gate -x' goes to pytest
-	@.venv/bin/python -m pytest $(ARGS)
+	@.venv/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-long: setup  ## run the tests that take minutes
 	@.venv/bin/python -m pytest -m long $(ARGS)
