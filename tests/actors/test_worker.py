@@ -1,5 +1,6 @@
 """GPU actors as processors meet them: real processes, the simulated engine, a real bus."""
 
+import re
 import signal
 import uuid
 from collections.abc import AsyncIterator
