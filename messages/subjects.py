@@ -11,7 +11,7 @@ _REPLY: Final = re.compile(r"[^\s*>.\x00-\x20\x7f]+(?:\.[^\s*>.\x00-\x20\x7f]+)*
 
 Kind = Literal["chat", "completion", "generate", "embed"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
-Verb = Literal["drain", "exit", "abort", "ping", "pause", "resume", "flush", "profile", "fault"]
+Verb = Literal["drain", "exit", "abort", "ping", "pause", "resume", "flush", "profile", "fault", "trace", "traffic"]
 VERBS: Final[tuple[Verb, ...]] = get_args(Verb)
 Topic = Literal["actor", "gate", "restart", "drill"]
 TOPICS: Final[tuple[Topic, ...]] = get_args(Topic)
@@ -150,6 +150,15 @@ class Subjects:
         """Load figures of every slot; the last token is the slot."""
         return f"{self._root}.load.*"
 
+    def traffic(self, slot: str) -> str:
+        """Traffic figures of one processor."""
+        return f"{self._root}.traffic.{_token(slot)}"
+
+    @property
+    def traffics(self) -> str:
+        """Traffic figures of every processor; the last token is the slot."""
+        return f"{self._root}.traffic.*"
+
     def registration_key(self, role: Role, slot: str) -> str:
         """Key of a slot's registration in the registry bucket."""
         return f"{role}.{_token(slot)}"
@@ -256,6 +265,13 @@ TABLE: Final[tuple[Line, ...]] = (
         "the publisher of its host",
         "routers, dashboards",
         "telemetry.Load",
+    ),
+    Line(
+        "traffic.<slot>",
+        "what a processor has counted since its start; once a second at most, when something has changed",
+        "processors",
+        "supervisors, dashboards",
+        "telemetry.Traffic",
     ),
 )
 

@@ -148,6 +148,31 @@ MSGPACK: dict[str, Struct] = {
     "telemetry.Load": telemetry.Load(
         slot="demo-decode-0", generation=7, at=1.5, ranks=[lifecycle.RankLoad(0, 3, 1, 40, 2_048, 0.25)]
     ),
+    "telemetry.Traffic": telemetry.Traffic(
+        slot="demo-processor-0",
+        generation=3,
+        model="demo",
+        at=2.5,
+        started=1.5,
+        queued=4,
+        in_flight=9,
+        kinds={
+            "chat": telemetry.Tally(
+                admitted=7,
+                finished=5,
+                failed={408: 1},
+                cancelled=1,
+                migrated=2,
+                prompt_tokens=40,
+                completion_tokens=100,
+                ttft=telemetry.Histogram([0, 7], 0.5),
+            )
+        },
+        refused={429: 3},
+        false_alarms=1,
+        frames=90,
+        missed=1,
+    ),
 }
 """What travels as msgpack: work, frames, telemetry, and answers to clients that speak it."""
 
@@ -195,6 +220,21 @@ JSON: dict[str, Struct] = {
     "lifecycle.ExitNote": lifecycle.ExitNote(generation=2, code=10, reason="no such model"),
     "lifecycle.Control": lifecycle.Control(request="6f1c8d8e", attempt=1),
     "lifecycle.Answer": lifecycle.Answer(slot="demo-prefill-0", generation=2, state=State.READY),
+    "telemetry.Way": telemetry.Way(
+        request="6f1c8d8e",
+        slot="demo-processor-0",
+        generation=3,
+        kind="chat",
+        attempt=1,
+        code=200,
+        prompt_tokens=7,
+        tokens=9,
+        stations=[
+            telemetry.Station(at=1.5, what="submitted"),
+            telemetry.Station(at=1.6, what="migrated", where=["demo-decode-0#7"], why="died", attempt=1),
+        ],
+        untold=2,
+    ),
     "prefork.Ready": prefork.Ready(pid=7, import_seconds=7.5),
     "prefork.Spawn": prefork.Spawn(slot="a", generation=1, argv=["decode"], env={"A": "1"}, log="log"),
     "prefork.Spawned": prefork.Spawned(slot="a", generation=1, pid=7, start_time=12),
