@@ -139,8 +139,9 @@ class Traffic(Struct, kw_only=True, omit_defaults=True):
     """What one life of a processor has counted since it `started`; both times in seconds since 1970.
 
     All of it only grows, except `queued` and `in_flight`, which are as of `at`. `kinds` is by the kind of requests,
-    `refused` by the code with which a request was not even admitted. `false_alarms` counts actors that were suspected
-    and turned out to be well. Of `frames`, `missed` had to be asked for again, and `repeated` came twice.
+    `refused` by the code with which a request was not even admitted. `suspicions` counts actors that were suspected to
+    hang, `false_alarms` those of them that were well. Of `frames`, `missed` had to be asked for again, and `repeated`
+    came twice.
     """
 
     slot: str
@@ -156,6 +157,7 @@ class Traffic(Struct, kw_only=True, omit_defaults=True):
     frames: int = 0
     missed: int = 0
     repeated: int = 0
+    suspicions: int = 0
 
 
 Passed = Literal[

@@ -61,6 +61,7 @@ class Total(Struct, kw_only=True):
 
     kinds: dict[str, Tally] = {}
     refused: dict[int, int] = {}
+    suspicions: int = 0
     false_alarms: int = 0
     frames: int = 0
     missed: int = 0
@@ -126,6 +127,11 @@ class Ledger:
         """Whether this life of a processor has told of its traffic; one that is idle does so only when asked."""
         told = self._told.get(slot)
         return told is not None and told.generation >= generation
+
+    @property
+    def there(self) -> set[str]:
+        """The processors that are there, as far as is known."""
+        return set(self._there)
 
     @property
     def models(self) -> list[str]:
@@ -242,6 +248,7 @@ def _since(told: Traffic, before: Traffic | None) -> Traffic:
             kind: _grown(tally, before.kinds.get(kind, Tally())) for kind, tally in told.kinds.items() if kind in KINDS
         },
         refused=_more(told.refused, before.refused),
+        suspicions=max(0, told.suspicions - before.suspicions),
         false_alarms=max(0, told.false_alarms - before.false_alarms),
         frames=max(0, told.frames - before.frames),
         missed=max(0, told.missed - before.missed),
@@ -291,7 +298,7 @@ def _add_total(to: Total, new: Traffic) -> None:
         _add_tally(to.kinds.setdefault(kind, Tally()), tally)
     for code, count in new.refused.items():
         to.refused[code] = to.refused.get(code, 0) + count
-    for name in ("false_alarms", "frames", "missed", "repeated"):
+    for name in ("suspicions", "false_alarms", "frames", "missed", "repeated"):
         setattr(to, name, getattr(to, name) + getattr(new, name))
 
 
