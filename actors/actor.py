@@ -26,7 +26,7 @@ from nats.aio.msg import Msg
 from actors.ending import Ending, cancelled, cause_of, note_exit
 from actors.registrar import Registrar
 from actors.stages import Stages
-from messages import codec, procfs
+from messages import codec, logs, procfs
 from messages.bus import Bucket, Bus, BusError, ServiceError, error_headers
 from messages.config import Cluster, Model, Nats, Part
 from messages.ids import Role, Slot, incarnation_of, short
@@ -92,6 +92,7 @@ class Actor(ABC):
         self.tasks: TaskGroup
         self.stages = Stages(setup.folder / "stages", setup.generation)
         self._registrar: Registrar | None = None
+        self._turn = asyncio.Lock()
         self._terminations = 0
         self._terminated: asyncio.Event
         self._aborted: asyncio.Event
@@ -110,9 +111,13 @@ class Actor(ABC):
     def registration(self) -> Registration:
         """Return what is registered; start from `self.plain_registration()`."""
 
+    async def stand_by(self) -> None:
+        """Begin what has to be looked after from registering on, work or none; called once."""
+        return
+
     @abstractmethod
     async def open(self) -> None:
-        """Subscribe to the work; called once, after registering, before ready is announced."""
+        """Subscribe to the work; called once, after `stand_by`, before ready is announced."""
 
     @abstractmethod
     async def drain(self) -> None:
@@ -134,8 +139,8 @@ class Actor(ABC):
         """Say that we are here, and where the ping names a request, that it is ours (ServiceError 404 if not)."""
         return "here"
 
-    async def control(self, verb: str, asked: Control) -> str:
-        """Carry out a control verb of the role's own; return a word on it. Raises ServiceError."""
+    async def control(self, verb: str, asked: Control) -> str | Struct:
+        """Carry out a control verb of the role's own; return a word on it, or an answer whole. Raises ServiceError."""
         raise ServiceError(400, f"{self.role} has no control verb {verb!r}")
 
     # The life itself.
@@ -226,13 +231,20 @@ class Actor(ABC):
             self.registration,
             restores=self.part.spawn == "external",
         )
+        self.stages.report("register", "")
         await self.change(State.REGISTERING)
         await registrar.register()
         await self.bus.subscribe(self.subjects.controls(self.slot), self._on_control)
-        await self.open()
+        await self.stand_by()
         await self.bus.announce(f"troupe-{self.role}", {"slot": self.slot, "generation": str(self.generation)})
-        await self.bus.flush()
-        await self.change(State.READY)
+        if self.part.understudies:
+            # Whoever of them works is told so: an actor cannot know how many others do.
+            await self.bus.flush()
+            await self.change(State.STANDBY)
+        else:
+            await self.open()
+            await self.bus.flush()
+            await self.change(State.READY)
         self.bus.on_lost(self._on_bus_lost)
         self.bus.on_back(lambda: self.own(registrar.restore))
         self.own(self._beat)
@@ -240,11 +252,34 @@ class Actor(ABC):
         if self.part.spawn == "external":
             self.own(registrar.keep)
         stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.stages.lengths.items())
-        log.info("ready after %.1f s (%s)", self.stages.total, stages)
+        log.info("%s after %.1f s (%s)", self.state, self.stages.total, stages)
+
+    async def _promote(self) -> str:
+        """Go to work in the place of one that is gone. Raises ServiceError where there is no going.
+
+        Whoever was taken for dead meanwhile has lost its registration, and ends (`Registrar.update`): so nobody works
+        whom the others take for gone.
+        """
+        async with self._turn:
+            if self.state is State.READY:
+                return "at work already"
+            if self.state is not State.STANDBY or self._terminations:
+                raise ServiceError(503, f"{self.slot} is {'ending' if self._terminations else self.state}")
+            assert self._registrar is not None
+            await self.change(State.REGISTERING)
+            await self._registrar.update()
+            await self.open()
+            # Should NATS be gone in the middle of it: subscriptions and registration are made good when it is back.
+            with contextlib.suppress(BusError):
+                await self.bus.flush()
+            await self.change(State.READY)
+        log.info("at work: stands in for one that is gone")
+        return "at work"
 
     async def _wind_down(self) -> Ending:
         """Drain within the deadline; a second SIGTERM, or the deadline, aborts what is left."""
-        await self.change(State.DRAINING)
+        async with self._turn:
+            await self.change(State.DRAINING)
         deadline = self.part.drain_deadline
         drained = asyncio.ensure_future(self.drain())
         cut = asyncio.ensure_future(self._aborted.wait())
@@ -279,9 +314,9 @@ class Actor(ABC):
             else:
                 raise AssertionError(f"{self.slot} cannot go from {self.state} to {state}")
         self.state = state
-        if state is State.READY:
+        if state in (State.READY, State.STANDBY):
             self.stages.end()
-        if state in (State.READY, State.DRAINING) and self._registrar is not None:
+        if state in (State.READY, State.STANDBY, State.DRAINING) and self._registrar is not None:
             await self._registrar.update()
         await self._publish_state(self.bus, state, reason)
 
@@ -294,7 +329,7 @@ class Actor(ABC):
             generation=self.generation,
             reason=reason,
             planned=self._terminations > 0,
-            detail={"stages": self.stages.lengths} if state == State.READY else {},
+            detail={"stages": self.stages.lengths} if state in (State.READY, State.STANDBY) else {},
         )
         await bus.publish(self.subjects.event("actor", self.slot), codec.to_json(event))
 
@@ -335,6 +370,7 @@ class Actor(ABC):
             cpu_seconds=round(time.process_time(), 3),
             rss_bytes=procfs.rss_bytes(),
             bus_reconnects=self.bus.reconnects,
+            bus_dropped=self.bus.dropped,
         )
 
     def tick(self) -> None:
@@ -373,21 +409,26 @@ class Actor(ABC):
             asked = codec.from_json(msg.data, Control) if msg.data else Control()
             if asked.generation and asked.generation != self.generation:
                 raise ServiceError(409, f"this is {short(self.slot, self.generation)}, not #{asked.generation}")
-            message = await self._carry_out(verb, asked)
+            said = await self._carry_out(verb, asked)
         except msgspec.DecodeError as error:
             await self._respond(msg, b"", error_headers(400, f"control {verb}: {error}"))
         except ServiceError as error:
             await self._respond(msg, b"", error_headers(error.code, error.message))
         else:
-            answer = Answer(slot=self.slot, generation=self.generation, state=self.state, message=message)
-            await self._respond(msg, codec.to_json(answer))
+            if isinstance(said, str):
+                said = Answer(slot=self.slot, generation=self.generation, state=self.state, message=said)
+            await self._respond(msg, codec.to_json(said))
 
-    async def _carry_out(self, verb: str, asked: Control) -> str:
+    async def _carry_out(self, verb: str, asked: Control) -> str | Struct:
         if verb == "ping":
             return self.ping(asked)
         if verb == "drain":
             self.terminate()
             return "draining"
+        if verb == "promote":
+            return await self._promote()
+        if verb == "log-level":
+            return _set_level(asked.level)
         if verb == "exit":
             self.own(lambda: _exit(asked.reason))
             return "exits"
@@ -411,6 +452,14 @@ class Actor(ABC):
         """Drain; asked a second time, abort what is left."""
         self._terminations += 1
         (self._terminated if self._terminations == 1 else self._aborted).set()
+
+
+def _set_level(level: str) -> str:
+    try:
+        logs.set_level(level)
+    except ValueError as error:
+        raise ServiceError(400, str(error)) from None
+    return f"logs from {level} on"
 
 
 def _check_payload(bus: Bus, context_length: int) -> None:

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any, ClassVar, Final
 
 import msgspec
+from msgspec import Struct
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
@@ -104,6 +105,7 @@ class Worker(Actor):
         self._running: dict[str, Running] = {}
         self._subscriptions: list[Subscription] = []
         self._idle: asyncio.Event
+        self._leaving = False
 
     @abstractmethod
     def disaggregation(self) -> Disaggregation:
@@ -155,8 +157,8 @@ class Worker(Actor):
             grammars=info.grammars,
         )
 
-    async def open(self) -> None:
-        """Subscribe to work: from here on requests come."""
+    async def stand_by(self) -> None:
+        """Look after the engine, which is loaded, whether there is work or not."""
         self._outbox = self.make_outbox()
         await self._outbox.open()
         self.own(self._outbox.run)
@@ -166,6 +168,9 @@ class Worker(Actor):
         if self._info.kv_sources and self.cluster.publisher.events == "zmq":
             where = ", ".join(f"{at.endpoint} (replay {at.replay or 'none'})" for at in self._info.kv_sources)
             log.info("KV events stay on ZMQ: %s", where)
+
+    async def open(self) -> None:
+        """Subscribe to work: from here on requests come."""
         alias = self.model.slug
         for subject, queue in (
             (self.subjects.work(alias, self.role, self.slot), ""),
@@ -174,7 +179,7 @@ class Worker(Actor):
             self._subscriptions.append(await self.bus.subscribe(subject, self._on_work, queue=queue))
 
     def _busy(self) -> bool:
-        return bool(self._running) or self.state is not State.READY
+        return bool(self._running) or self.state not in (State.READY, State.STANDBY)
 
     def make_outbox(self) -> Outbox:
         """Make what sends to the processors."""
@@ -240,6 +245,11 @@ class Worker(Actor):
     def emit(self, running: Running, tokens: bytes, finish: Finish | None) -> None:
         """Send what came for an attempt."""
         job = running.job
+        if finish is not None and finish.reason == "abort" and self._leaving:
+            # No fault of the request's: whoever asked goes on elsewhere, and does not count it against the request.
+            if tokens:
+                self.emit(running, tokens, None)
+            tokens, finish = b"", Finish("error", 503, f"{short(self.slot, self.generation)} ends")
         self._outbox.add(job.out, job.request, job.attempt, running.sent, tokens, finish, running.ranked, running.said)
         running.ranked = running.said = None
         running.sent += len(tokens) // 4
@@ -292,7 +302,7 @@ class Worker(Actor):
         for running in [running for running in self._running.values() if running.job.out == processor]:
             self._stop(running)
 
-    async def control(self, verb: str, asked: Control) -> str:
+    async def control(self, verb: str, asked: Control) -> str | Struct:
         """Abort a request; show a fault."""
         if verb == "abort":
             return self._abort(asked)
@@ -359,6 +369,7 @@ class Worker(Actor):
 
     async def abort(self) -> None:
         """End what is left, each with its finish."""
+        self._leaving = True
         for running in list(self._running.values()):
             self._stop(running)
         try:

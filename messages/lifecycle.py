@@ -17,6 +17,7 @@ class State(StrEnum):
     STARTING = "starting"
     LOADING = "loading"
     REGISTERING = "registering"
+    STANDBY = "standby"
     READY = "ready"
     DRAINING = "draining"
     STOPPED = "stopped"
@@ -26,7 +27,8 @@ class State(StrEnum):
 TRANSITIONS: Final[dict[State, frozenset[State]]] = {
     State.STARTING: frozenset({State.LOADING, State.STOPPED, State.FAILED}),
     State.LOADING: frozenset({State.REGISTERING, State.STOPPED, State.FAILED}),
-    State.REGISTERING: frozenset({State.READY, State.STOPPED, State.FAILED}),
+    State.REGISTERING: frozenset({State.READY, State.STANDBY, State.STOPPED, State.FAILED}),
+    State.STANDBY: frozenset({State.REGISTERING, State.DRAINING, State.FAILED}),
     State.READY: frozenset({State.DRAINING, State.FAILED}),
     State.DRAINING: frozenset({State.STOPPED, State.FAILED}),
     State.STOPPED: frozenset(),
@@ -63,7 +65,7 @@ class ExitNote(Struct, kw_only=True):
     reason: str
 
 
-StageName = Literal["start", "download", "import", "weights", "kv_pool", "warm_up"]
+StageName = Literal["start", "download", "import", "weights", "kv_pool", "warm_up", "register"]
 
 
 class Stage(Struct, kw_only=True, omit_defaults=True):
@@ -170,7 +172,7 @@ class Heartbeat(Struct, kw_only=True, omit_defaults=True):
     yet, `prefill_tokens` the length of their prompts together; `queued` those that the engine holds back; KV use is in
     blocks. `loads` is the engine's own account for each DP rank, where it gives one. `unanswerable` counts a
     processor's requests whose reply subject is none that may be answered: all that is ever said of these. `probe` is
-    an engine's last health probe, None before the first.
+    an engine's last health probe, None before the first. `bus_dropped` counts messages that the actor was too slow for.
     """
 
     slot: str
@@ -191,6 +193,7 @@ class Heartbeat(Struct, kw_only=True, omit_defaults=True):
     bus_reconnects: int = 0
     unanswerable: int = 0
     probe: Probed | None = None
+    bus_dropped: int = 0
 
 
 class Event(Struct, kw_only=True, omit_defaults=True):
@@ -214,7 +217,7 @@ class Control(Struct, kw_only=True, omit_defaults=True):
     """A control verb's arguments: the request to abort, the fault to show, the deadline in seconds.
 
     `out` is the processor whose attempts are meant, as `work.Job` has it; all of them where it is left out. `reason` is
-    why an exit is asked for.
+    why an exit is asked for. `level` is how much is to be logged.
     """
 
     request: str = ""
@@ -224,6 +227,7 @@ class Control(Struct, kw_only=True, omit_defaults=True):
     generation: int = 0
     out: str = ""
     reason: str = ""
+    level: str = ""
 
 
 class Answer(Struct, kw_only=True, omit_defaults=True):

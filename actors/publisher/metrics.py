@@ -1,11 +1,8 @@
-"""What Prometheus is told: every name, its kind and its labels in one table, and SGLang's own figures beside them.
-
-Labels are bounded: slots by the casts, DP ranks by the engines, states by the life of an actor.
-"""
+"""What Prometheus is told of a host's slots and engines: our own figures as the table has them, and SGLang's beside."""
 
 import logging
 from collections.abc import Iterable, Iterator
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric, Sample
@@ -14,68 +11,30 @@ from prometheus_client.registry import Collector
 
 from actors.publisher.slots import Watched
 from messages.lifecycle import State
+from messages.metrics import (
+    BEATS,
+    GENERATION,
+    HEARD,
+    HOST,
+    KV_BATCHES,
+    KV_LOST,
+    KV_REPLAYED,
+    LOADS,
+    PROBES,
+    RESTARTS,
+    STATE,
+    UNREADABLE,
+    Name,
+)
 
 log = logging.getLogger("troupe.publisher")
-
-
-class Name(NamedTuple):
-    """One metric: its name (for a counter without `_total`), kind, what it says, and its labels."""
-
-    name: str
-    kind: Literal["gauge", "counter"]
-    says: str
-    labels: tuple[str, ...]
-
-
-SLOT: Final = ("slot", "role", "model")
-RANK: Final = ("slot", "dp_rank")
-
-STATE: Final = Name("troupe_slot_state", "gauge", "1 for the state that a slot is in, else 0", (*SLOT, "state"))
-GENERATION: Final = Name("troupe_slot_generation", "gauge", "Number of the slot's life", SLOT)
-RESTARTS: Final = Name("troupe_slot_restarts", "counter", "New lives of a slot that this publisher has seen", SLOT)
-HEARD: Final = Name("troupe_slot_heartbeat_age_seconds", "gauge", "Time since the last heartbeat", SLOT)
-BEATS: Final[dict[str, Name]] = {
-    "in_flight": Name("troupe_slot_in_flight", "gauge", "Requests that the slot has", SLOT),
-    "queued": Name("troupe_slot_queued", "gauge", "Requests of those that wait", SLOT),
-    "capacity": Name("troupe_slot_capacity", "gauge", "Requests that the slot takes at once", SLOT),
-    "steps": Name("troupe_slot_steps", "counter", "Batch outputs received from the engine", SLOT),
-    "kv_used": Name("troupe_slot_kv_used_blocks", "gauge", "KV blocks in use by requests", SLOT),
-    "kv_total": Name("troupe_slot_kv_total_blocks", "gauge", "KV blocks there are", SLOT),
-    "cpu_seconds": Name("troupe_slot_cpu_seconds", "counter", "CPU time of the actor's own process", SLOT),
-    "rss_bytes": Name("troupe_slot_rss_bytes", "gauge", "Resident memory of the actor's own process", SLOT),
-    "bus_reconnects": Name("troupe_slot_bus_reconnects", "counter", "Times that NATS was away and came back", SLOT),
-    "unanswerable": Name(
-        "troupe_slot_unanswerable", "counter", "Requests without a reply subject that may be used", SLOT
-    ),
-}
-PROBES: Final[dict[str, Name]] = {
-    "age": Name("troupe_slot_probe_age_seconds", "gauge", "Time since the last health probe's result", SLOT),
-    "seconds": Name("troupe_slot_probe_seconds", "gauge", "How long the last health probe took", SLOT),
-    "failures": Name("troupe_slot_probe_failures", "gauge", "Health probes that have failed, in a row", SLOT),
-}
-LOADS: Final[dict[str, Name]] = {
-    "running": Name("troupe_rank_running", "gauge", "Requests in the engine's batch", RANK),
-    "queued": Name("troupe_rank_queued", "gauge", "Requests in the engine's queue", RANK),
-    "kv_used": Name("troupe_rank_kv_used_blocks", "gauge", "KV blocks in use by requests", RANK),
-    "kv_total": Name("troupe_rank_kv_total_blocks", "gauge", "KV blocks there are", RANK),
-}
-KV_BATCHES: Final = Name("troupe_kv_event_batches", "counter", "Batches of KV events the engine has published", RANK)
-KV_REPLAYED: Final = Name("troupe_kv_event_batches_replayed", "counter", "Batches had by asking again", RANK)
-KV_LOST: Final = Name("troupe_kv_event_batches_lost", "counter", "Batches that were not to be had any more", RANK)
-UNREADABLE: Final = Name("troupe_kv_event_batches_unreadable", "counter", "Batches in no form that we know", ())
-
-TABLE: Final = (
-    STATE, GENERATION, RESTARTS, HEARD, *BEATS.values(), *PROBES.values(), *LOADS.values(), KV_BATCHES, KV_REPLAYED,
-    KV_LOST, UNREADABLE,
-)  # fmt: skip
-"""Every metric of ours."""
 
 
 class Page:
     """One answer to a scrape, being put together."""
 
     def __init__(self) -> None:
-        self._metrics = {line.name: Metric(line.name, line.says, line.kind) for line in TABLE}
+        self._metrics = {line.name: Metric(line.name, line.says, line.kind) for line in HOST}
 
     def add(self, line: Name, value: float, *labels: str) -> None:
         """Add one sample, its labels in the table's order."""
@@ -147,33 +106,3 @@ class Ready(Collector):
     def collect(self) -> list[Metric]:
         """Return them."""
         return self._metrics
-
-
-def as_markdown() -> str:
-    """Write the table as the page `docs/metrics.md`."""
-    rows = [
-        f"| `{line.name}{'_total' if line.kind == 'counter' else ''}` | {line.kind} | {line.says} "
-        f"| {', '.join(f'`{label}`' for label in line.labels) or 'none'} |"
-        for line in TABLE
-    ]
-    return "\n".join(
-        [
-            "# Metrics",
-            "",
-            "Made from `actors/publisher/metrics.py` by `python -m actors.publisher.metrics`; a test compares the two.",
-            "A host's publisher answers at `/metrics`; `troupe status` says where. Labels are bounded: slots by the",
-            "casts, DP ranks by the engines, states by the life of an actor. SGLang's own metrics (`sglang:…`) follow",
-            "on the same page, with the slot in their labels ([publisher.md](publisher.md)).",
-            "",
-            "| name | kind | what | labels |",
-            "| --- | --- | --- | --- |",
-            *rows,
-            "",
-        ]
-    )
-
-
-if __name__ == "__main__":
-    import sys
-
-    sys.stdout.write(as_markdown())

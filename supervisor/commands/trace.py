@@ -26,8 +26,8 @@ def trace(options: Namespace) -> Code:
     if not found:
         raise CommandError(
             Code.FAILED,
-            f"no processor knows request {request} ({', '.join(asked) or 'none is there'}); each remembers its last few "
-            "thousand requests, until it is restarted",
+            f"no processor knows request {request} ({', '.join(asked) or 'none is there'}); each remembers its last "
+            "2000 requests, until it is restarted",
         )
     say(pretty([msgspec.to_builtins(way) for way in found]) if options.json else "\n\n".join(map(as_text, found)))
     return Code.OK

@@ -6,10 +6,9 @@ import msgspec
 import pytest
 
 from actors import kv_wire
-from actors.publisher import metrics
 from actors.publisher.kv import ROOM, in_parts
 from actors.publisher.loads import AGED, differs, load_of
-from messages import codec
+from messages import codec, metrics
 from messages.lifecycle import Heartbeat, RankLoad, State
 from messages.telemetry import Change, Cleared, KvEvents, Removed, Stored
 from tests.harness import ROOT
@@ -143,4 +142,5 @@ def test_ages_alone_are_no_news() -> None:
 
 
 def test_the_page_of_metrics_is_that_of_the_table() -> None:
-    assert (ROOT / "docs" / "metrics.md").read_text() == metrics.as_markdown()
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    assert page == metrics.as_markdown(), "run: python -m messages.metrics > docs/metrics.md"

@@ -18,11 +18,11 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from actors.publisher import door
-from actors.publisher.metrics import TABLE
 from messages import procfs
 from messages.bus import Bus, NobodyThereError
 from messages.config import Metrics
 from messages.lifecycle import Exit, Registration
+from messages.metrics import HOST
 from messages.telemetry import Again, Stored
 from tests.conftest import NatsServer, eventually
 from tests.harness import ROOT, Cast, Desk
@@ -184,7 +184,7 @@ async def test_prometheus_is_told_of_every_slot_of_the_host(cast: Cast, bus: Bus
         while not await seen():
             await asyncio.sleep(0.05)
     families = {family.name: family for family in parse(await page(at))}
-    table = {line.name: line for line in TABLE}
+    table = {line.name: line for line in HOST}
     assert {name.removesuffix("_total") for name in families} == set(table)
     for family in families.values():
         line = table[family.name.removesuffix("_total")]
