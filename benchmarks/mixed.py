@@ -3,23 +3,37 @@
     python -m benchmarks.mixed [--seconds 5] [--rounds 5]
 
 A whole cluster with a simulated engine (a token each 5 ms), over HTTP. The windows alternate within each round: nobody
-beside, one client with prompts of 1,024 tokens after another, the same with 8,000. Told are the long prompts' TTFT and
-the short streams' gaps between tokens.
+beside, one client with prompts of 1,024 tokens after another, the same with 8,000; and, as a control, a process that
+has nothing to do with the cluster and takes as much CPU as the 8,000 did. Told are the long prompts' TTFT and the short
+streams' gaps between tokens: where everything shares a few cores, the control says what only the cores explain.
 """
 
 import argparse
 import asyncio
+import contextlib
 import json
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import uvloop
 
 from benchmarks.front import Client, prompt, troupe
-from benchmarks.rig import machine, median, percentile, save, table
+from benchmarks.rig import cpu, machine, median, percentile, save, table
 
 STREAMS = 16
 LONG = (0, 1_024, 8_000)
+BUSY = """
+import sys, time
+period, share = 0.05, float(sys.argv[1])
+while True:
+    began = time.perf_counter()
+    while time.perf_counter() - began < period * share:
+        pass
+    time.sleep(period * (1 - share))
+"""
 
 
 def _request(port: int, tokens: int, number: int, out: int) -> bytes:
@@ -53,6 +67,17 @@ async def window(port: int, short: list[bytes], long: list[bytes], seconds: floa
     return {"gaps": gaps, "ttft": ttft}
 
 
+@contextlib.contextmanager
+def busy(share: float) -> Iterator[None]:
+    """Keep this share of one core busy beside."""
+    process = subprocess.Popen([sys.executable, "-c", BUSY, str(min(share, 0.99))])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=5.0, help="length of a window")
@@ -64,24 +89,41 @@ def main() -> None:
         short = [_request(system.port, 64, number, 64) for number in range(32)]
         long = {size: [_request(system.port, size, number, 1) for number in range(16)] for size in LONG if size}
         uvloop.run(window(system.port, short, [], 1.0))
+
+        def run(beside: str, long: list[bytes]) -> float:
+            """Load it for one window, keep what was seen, and return how much of a core all of it took."""
+            pids, began = [*system.processes.values()], time.process_time()
+            before = sum(map(cpu, pids))
+            seen = uvloop.run(window(system.port, short, long, options.seconds))
+            taken = (sum(map(cpu, pids)) - before + time.process_time() - began) / options.seconds
+            runs.append(
+                {
+                    "beside": beside,
+                    "long ones": len(seen["ttft"]),
+                    "TTFT p50 ms": percentile(seen["ttft"], 0.5) * 1e3,
+                    "TTFT p99 ms": percentile(seen["ttft"], 0.99) * 1e3,
+                    "short ITL p50 ms": percentile(seen["gaps"], 0.5) * 1e3,
+                    "short ITL p99 ms": percentile(seen["gaps"], 0.99) * 1e3,
+                    "cores taken": taken,
+                }
+            )
+            return taken
+
         for _ in range(options.rounds):
-            for size in LONG:
-                seen = uvloop.run(window(system.port, short, long.get(size, []), options.seconds))
-                runs.append(
-                    {
-                        "long prompts of": size,
-                        "long ones": len(seen["ttft"]),
-                        "TTFT p50 ms": percentile(seen["ttft"], 0.5) * 1e3,
-                        "TTFT p99 ms": percentile(seen["ttft"], 0.99) * 1e3,
-                        "short ITL p50 ms": percentile(seen["gaps"], 0.5) * 1e3,
-                        "short ITL p99 ms": percentile(seen["gaps"], 0.99) * 1e3,
-                    }
-                )
-    rows = [
-        {key: median([run[key] for run in runs if run["long prompts of"] == size]) for key in runs[0]} for size in LONG
-    ]
+            taken = {size: run(f"prompts of {size:,}" if size else "nobody", long.get(size, [])) for size in LONG}
+            with busy(taken[max(LONG)] - taken[0]):
+                run("a busy process", [])
+    rows = [_medians([run for run in runs if run["beside"] == beside]) for beside in dict.fromkeys(map(_beside, runs))]
     print(table(rows))
     save(options.name, {"machine": about, "runs": runs, "medians": rows})
+
+
+def _beside(run: dict[str, Any]) -> str:
+    return str(run["beside"])
+
+
+def _medians(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    return runs[0] | {key: median([run[key] for run in runs]) for key in runs[0] if key != "beside"}
 
 
 if __name__ == "__main__":
