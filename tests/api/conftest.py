@@ -1,8 +1,6 @@
 """OpenAI's own client before two casts: the simulated engine's, and the real SGLang's prefill and decode."""
 
 import asyncio
-import os
-import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,8 +12,8 @@ from messages import codec
 from messages.bus import Bus
 from messages.config import Nats
 from messages.gate import Gate
-from tests.conftest import NatsServer
 from tests.harness import ROOT, Cast, Prefork
+from tests.serving import serving
 
 SLOTS = ("demo-prefill-0", "demo-decode-0", "demo-processor-0")
 TINY = str(ROOT / "models" / "tiny")
@@ -53,25 +51,8 @@ async def opened(cast: Cast) -> str:
 
 
 def _served(engine: str, folder: Path, parent: Prefork | None) -> Iterator[Served]:
-    server = NatsServer(folder / "jetstream")
-    server.start()
-    cast = Cast(folder, server.url, {"models": [model(engine)]})
-    pids = []
-    try:
-        for slot in SLOTS:
-            if parent is None or "processor" in slot:
-                cast.start(slot)
-            else:
-                pids.append(parent.spawn(cast, slot))
-        yield Served(engine, server.url, asyncio.run(opened(cast)), cast)
-    finally:
-        cast.stop()
-        for pid in pids:
-            try:
-                os.killpg(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        server.stop()
+    with serving(folder, {"models": [model(engine)]}, SLOTS, parent) as (cast, _):
+        yield Served(engine, cast.url, asyncio.run(opened(cast)), cast)
 
 
 @pytest.fixture(scope="session")

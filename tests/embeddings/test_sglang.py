@@ -23,8 +23,8 @@ from messages.embed import unpack_floats
 from messages.gate import Gate
 from messages.lifecycle import Control, Exit
 from messages.work import Encode
-from tests.conftest import NatsServer
 from tests.harness import ROOT, Cast, Desk, Prefork
+from tests.serving import serving
 
 pytestmark = [pytest.mark.nats, pytest.mark.sglang, pytest.mark.timeout(180)]
 
@@ -58,20 +58,10 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> list[list[float]]:
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory, parent: Prefork) -> Iterator[tuple[Cast, int]]:
     """One encoder with SGLang, and its pid."""
-    folder = tmp_path_factory.mktemp("encoder")
-    server = NatsServer(folder / "jetstream")
-    server.start()
     model = {"name": "embed", "path": str(MODEL), "device": "cpu", "context_length": 4_096}
     model |= {"cast": {"processor": {"http": {"port": 0}}, "encoder": {}}}
-    cast = Cast(folder, server.url, {"models": [model]})
-    pid = parent.spawn(cast, SLOT)
-    yield cast, pid
-    cast.stop()
-    try:
-        os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    server.stop()
+    with serving(tmp_path_factory.mktemp("encoder"), {"models": [model]}, [SLOT], parent) as (cast, pids):
+        yield cast, pids[SLOT]
 
 
 async def encoded(desk: Desk, batch: list[list[int]], name: str, dimensions: int = 0) -> list["array[float]"]:

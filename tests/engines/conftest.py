@@ -1,7 +1,6 @@
 """Real SGLang actors on a CPU, forked once for all tests of this folder; and simulated ones beside them."""
 
 import os
-import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ import pytest
 
 from messages.bus import Bus
 from messages.config import Nats
-from tests.conftest import NatsServer
 from tests.harness import ROOT, Cast, Desk, Prefork
+from tests.serving import serving
 
 SLOTS = ("demo-prefill-0", "demo-decode-0", "whole-decode-0")
 
@@ -27,23 +26,8 @@ def models(engine: str) -> list[dict[str, Any]]:
 
 
 def _engines(engine: str, folder: Path, parent: Prefork | None) -> Iterator[Cast]:
-    server = NatsServer(folder / "jetstream")
-    server.start()
-    cast = Cast(folder, server.url, {"models": models(engine), "drills": "allowed"})
-    pids = []
-    for slot in SLOTS:
-        if parent is None:
-            cast.start(slot)
-        else:
-            pids.append(parent.spawn(cast, slot))
-    yield cast
-    cast.stop()
-    for pid in pids:
-        try:
-            os.killpg(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-    server.stop()
+    with serving(folder, {"models": models(engine), "drills": "allowed"}, SLOTS, parent) as (cast, _):
+        yield cast
 
 
 @pytest.fixture(scope="session")
