@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from messages.ids import ROLES, Role, Slot, alias_of, check_token
+from messages.logs import Format, Level
 
 Seconds = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=0)]
@@ -20,6 +21,9 @@ Served = Literal["chat", "completions", "embeddings"]
 
 Spawn = Literal["auto", "prefork", "plain", "external"]
 """Who starts a slot, and how: the supervisor by forking a warm parent or plainly, or another manager."""
+
+UNDERSTUDIED: Final[tuple[Role, ...]] = ("prefill", "decode", "encoder")
+"""Roles that may have understudies: those whose engines take long to load."""
 
 PUBLISHER_LOAD: Final = 60.0
 PUBLISHER_DRAIN: Final = 10.0
@@ -123,7 +127,8 @@ class Part(Written, kw_only=True):
     gate to stay open. `advertise` is the address at which other hosts reach this one (decode reaches prefill's
     bootstrap server there): an address, a host's name, or `auto` for whatever the name of the actor's own host
     stands for. `spawn: external` says that another manager starts the slots (docs/external.md); left at `auto`, the
-    model's `spawn` counts.
+    model's `spawn` counts. `understudies` (of prefill, decode and encoder) are warm spares beyond `count`: loaded, with
+    slots and GPUs of their own, and at work as soon as one of the others is gone (docs/restarts.md).
     """
 
     count: Count = 1
@@ -141,6 +146,12 @@ class Part(Written, kw_only=True):
     drain_deadline: Seconds = 30.0
     restart: Restart | None = None
     http: Http | None = None
+    understudies: Count = 0
+
+    @property
+    def slots(self) -> int:
+        """How many slots there are, understudies included."""
+        return self.count + self.understudies
 
 
 class Metrics(Written, kw_only=True):
@@ -149,6 +160,54 @@ class Metrics(Written, kw_only=True):
     enabled: bool = True
     host: str = "127.0.0.1"
     port: Port | None = None
+
+
+class Dashboard(Written, kw_only=True):
+    """The supervisor's page: how everything stands, what happened, and buttons for those who have its token.
+
+    A port left out is 7070, or a free one where that is taken; 0 is a free one; a port that is given must be free.
+    Everyone who reaches `host` can look; actions need the token of `troupe status` (docs/dashboard.md). `names` are the
+    host names by which browsers may ask for it (a proxy's), besides addresses, localhost and this host's own name.
+    """
+
+    enabled: bool = True
+    host: str = "127.0.0.1"
+    port: Port | None = None
+    names: list[str] = []
+
+
+class Watch(Written, kw_only=True):
+    """When a slot is taken to hang; every time in seconds.
+
+    `silence`: of a slot that is not heard for so long, processors take its streams elsewhere. Heartbeats come twice a
+    second, so two may be late; longer makes longer pauses, shorter moves streams that need not move, at the price of
+    their prompts computed again. `stall`: the same for an engine that has work, but neither takes a step nor spends CPU
+    time; the supervisor kills it. `compute`: the same for one that computes a prompt, or whose CPU time goes on. A
+    kernel compiled on its first use takes 10 to 20 seconds, and loses them if it is killed; `compute_per_token` is
+    added for each token of the prompts at hand: 100 tokens/s is slow even for a CPU. `look`: of a slot that is not
+    heard for so long, the supervisor looks whether its process is stopped, which is proof, and costs one file read.
+    """
+
+    silence: Seconds = 1.5
+    stall: Seconds = 1.5
+    compute: Seconds = 30.0
+    compute_per_token: Annotated[float, Meta(ge=0)] = 0.01
+    look: Seconds = 1.0
+
+
+class Logs(Written, kw_only=True):
+    """What is logged, and how it is written.
+
+    `format`: auto is text on a terminal and lines of JSON elsewhere, the log files of slots and supervisor included;
+    `troupe logs` shows both as text, and what `troupe up` says on its own terminal is text unless json is asked for.
+    `level` left out is `log_level`; `troupe log-level` changes it while things run. `max_bytes` bounds the log of each
+    slot, what its engine itself writes included: one that has grown beyond it goes on as a new one, and five earlier
+    ones are kept. Prompts, answers and secrets are logged at no level.
+    """
+
+    format: Format = "auto"
+    level: Level | None = None
+    max_bytes: Annotated[int, Meta(ge=65_536)] = 16 << 20
 
 
 class Probe(Written, kw_only=True):
@@ -294,9 +353,17 @@ class Cluster(Written, kw_only=True):
     nats: Nats = field(default_factory=Nats)
     restart: Restart = field(default_factory=Restart)
     drills: Literal["allowed", "refused"] = "refused"
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_level: Level = "info"
     publisher: Publisher = field(default_factory=Publisher)
+    watch: Watch = field(default_factory=Watch)
+    dashboard: Dashboard = field(default_factory=Dashboard)
+    logs: Logs = field(default_factory=Logs)
     models: Annotated[list[Model], Meta(min_length=1)]
+
+    @property
+    def level(self) -> Level:
+        """From which level on things are logged."""
+        return self.logs.level or self.log_level
 
 
 def read(path: Path) -> Cluster:
@@ -350,13 +417,24 @@ def check(cluster: Cluster) -> None:
     _check_nats(cluster)
 
 
+def shown(urls: list[str]) -> str:
+    """Write URLs as they may be logged and shown: without the user and the password that may stand in them."""
+    return ", ".join(without_secrets(url) for url in urls)
+
+
+def without_secrets(url: str) -> str:
+    """Leave out what stands before the host."""
+    scheme, mark, rest = url.rpartition("://")
+    return f"{scheme}{mark}{rest.rpartition('@')[2]}"
+
+
 def wrong_url(urls: list[str]) -> str | None:
     """Say what is wrong with the first NATS URL that cannot be used; None if all can."""
     for url in urls:
         scheme = url.partition("://")[0] if "://" in url else "nats"
         if scheme not in SCHEMES:
             known = " and ".join(f"{scheme}://" for scheme in SCHEMES)
-            return f"{url!r} begins with {scheme}://; {known} can be used (a server's websocket port cannot)"
+            return f"{without_secrets(url)!r} begins with {scheme}://; {known} can be used (a server's websocket port cannot)"
     return None
 
 
@@ -402,12 +480,30 @@ def _check_model(model: Model, where: str) -> None:
         spot = f"{where}.cast.{role}"
         if part.min_ready > part.count:
             raise ConfigError(f"{spot}.min_ready: {part.min_ready} is more than count ({part.count})")
-        if part.gpus and len(part.gpus) != part.count:
-            raise ConfigError(f"{spot}.gpus: {len(part.gpus)} lists for {part.count} slots; each slot has its own")
+        if part.understudies:
+            _check_understudies(model, role, part, f"{spot}.understudies")
+        if part.gpus and len(part.gpus) != part.slots:
+            of_them = f" ({part.understudies} of them understudies)" if part.understudies else ""
+            raise ConfigError(f"{spot}.gpus: {len(part.gpus)} lists for {part.slots} slots{of_them}; each has its own")
         if part.gpus and model.spawn_of(role) == "external":
             raise ConfigError(f"{spot}.gpus: the manager that starts these slots (spawn: external) gives them GPUs")
         if part.http and role != "processor":
             raise ConfigError(f"{spot}.http: only processors have an HTTP door")
+
+
+def _check_understudies(model: Model, role: Role, part: Part, where: str) -> None:
+    if role not in UNDERSTUDIED:
+        raise ConfigError(
+            f"{where}: a {role} has none, for it loads within a second; raise its `count` instead "
+            f"(understudies are for {', '.join(UNDERSTUDIED)})"
+        )
+    if model.spawn_of(role) == "external":
+        raise ConfigError(
+            f"{where}: another manager starts these slots (spawn: external), and only who starts them can tell the "
+            "dead from the silent in time; leave understudies out, and raise `count` where a spare is wanted"
+        )
+    if not part.count:
+        raise ConfigError(f"{where}: with `count: 0` there is nobody to stand in for")
 
 
 def _check_text(model: Model, where: str) -> None:
@@ -462,7 +558,7 @@ def slots_of(cluster: Cluster) -> dict[str, tuple[Model, Slot]]:
         for model in cluster.models
         for role in order
         if role in model.cast
-        for slot in (Slot(model.slug, role, number) for number in range(model.cast[role].count))
+        for slot in (Slot(model.slug, role, number) for number in range(model.cast[role].slots))
     }
     if cluster.publisher.enabled:
         slots[str(cluster.publisher.slot)] = (_no_model(cluster.publisher), cluster.publisher.slot)

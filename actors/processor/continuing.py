@@ -23,16 +23,28 @@ def ranked_bytes(tokens: int, sampling: Sampling) -> int:
 
 
 def why_not_continued(sampling: Sampling) -> str | None:
-    """Say why a stream cannot go on elsewhere from its tokens so far, or None if it can.
+    """Say why a stream cannot go on elsewhere once there are tokens, or None if it can, one way or the other."""
+    if sampling.grammar is not None and not greedy(sampling):
+        return (
+            "a grammar begins with the first token generated, and what was drawn at random does not come again, so "
+            "that it cannot be continued elsewhere"
+        )
+    return None
+
+
+def greedy(sampling: Sampling) -> bool:
+    """Whether the same prompt gives the same tokens again."""
+    return sampling.temperature == 0
+
+
+def begins_anew(sampling: Sampling) -> bool:
+    """Whether a stream that goes on elsewhere is generated anew from its prompt, to be what it would have been.
 
     An engine counts generated tokens for penalties, and a grammar begins with the first generated token; those that
-    stand in its prompt do not count.
+    stand in its prompt do not count. A sampled stream with penalties goes on without those before.
     """
-    if sampling.frequency_penalty or sampling.presence_penalty or sampling.repetition_penalty != 1.0:
-        return "penalties count generated tokens, so that it cannot be continued elsewhere"
-    if sampling.grammar is not None:
-        return "a grammar begins with the first token generated, so that it cannot be continued elsewhere"
-    return None
+    penalties = sampling.frequency_penalty or sampling.presence_penalty or sampling.repetition_penalty != 1.0
+    return greedy(sampling) and bool(penalties or sampling.grammar is not None)
 
 
 def rest(sampling: Sampling, made: int) -> Sampling:

@@ -2,7 +2,9 @@
 
 Life of an attempt: `place` chooses the seats and asks them. A seat that refuses, is not there or stays silent leads at
 once to the next attempt elsewhere, and to the line of those who wait if there is no other. When both have accepted,
-frames come (`receive`) until a finish. Whatever ends an attempt before, the other side is told to abort.
+frames come (`receive`) until a finish. Whatever ends an attempt before, the other side is told to abort. What is at a
+seat that is suspected to hang (`doubted`) goes elsewhere as soon as somebody is there; until then it stays, and goes on
+where it is if the seat comes back.
 """
 
 import logging
@@ -12,7 +14,7 @@ from functools import partial
 from typing import Final, Literal
 
 from actors.processor.asks import Asks, Then
-from actors.processor.continuing import rest, why_not_continued, work_bytes
+from actors.processor.continuing import begins_anew, rest, why_not_continued, work_bytes
 from actors.processor.journal import Job, Journal, Leg
 from actors.processor.router import choose
 from actors.processor.view import Seat, View
@@ -65,6 +67,8 @@ class Dispatcher:
         self._at: dict[str, dict[str, Job]] = {}
         self._work: dict[str, str] = {}
         self._strays: dict[str, float] = {}
+        self._uneasy: dict[str, Job] = {}
+        self._fled: dict[str, dict[str, Job]] = {}
         self.waiting: dict[str, Job] = {}
         self.attempts = 0
 
@@ -81,6 +85,8 @@ class Dispatcher:
 
     def retry(self) -> None:
         """Something has changed: try those who wait, first come first."""
+        if self._uneasy:
+            self._ease()
         if not self.waiting:
             return
         now = self._now()
@@ -97,24 +103,27 @@ class Dispatcher:
 
     def _try(self, job: Job) -> bool:
         now = self._now()
-        decode = choose(job.packed, self._view.by_role("decode", now), job.refused, self._chance)
-        if decode is None:
+        if (seats := self._seats(job, now)) is None:
             return False
-        if not self._disaggregated:
-            self._send(job, None, decode, now)
-            return True
+        self._send(job, *seats, now)
+        return True
+
+    def _seats(self, job: Job, now: float) -> tuple[Seat | None, Seat] | None:
+        """Choose who is to prefill, if anybody, and who to decode; None if they are not there."""
+        decode = choose(job.packed, self._view.by_role("decode", now), job.refused, self._chance)
+        if decode is None or not self._disaggregated:
+            return None if decode is None else (None, decode)
         prefill = choose(job.packed, self._view.by_role("prefill", now), job.refused, self._chance)
         if prefill is None or prefill.registration.bootstrap is None:
-            return False
-        self._send(job, prefill, decode, now)
-        return True
+            return None
+        return prefill, decode
 
     def _send(self, job: Job, prefill: Seat | None, decode: Seat, now: float) -> None:
         self.attempts += 1
         sampling, prompt, ttl = job.asked.sampling, job.packed, max(job.deadline - now, 0.001)
-        if job.tokens:
-            prompt += codec.pack_tokens(job.tokens)
-            sampling = rest(sampling, len(job.tokens))
+        if job.base:
+            prompt += codec.pack_tokens(job.tokens[: job.base])
+            sampling = rest(sampling, job.base)
         elif sampling.prompt_logprobs and not job.awaiting:
             sampling = rest(sampling, 0)
         meeting = None
@@ -150,6 +159,7 @@ class Dispatcher:
                 )
             ),
         )
+        job.trail.routed([str(seat) for seat in (prefill, decode) if seat is not None], job.attempt)
 
     def _ask(self, job: Job, seat: Seat, work: bytes) -> Leg:
         leg = Leg(seat)
@@ -166,6 +176,8 @@ class Dispatcher:
     def _answered(self, job: Job, attempt: int, leg: Leg, outcome: bytes | Exception) -> None:
         if isinstance(outcome, bytes):
             leg.accepted = True
+            if not job.over and job.attempt == attempt:
+                job.trail.note("accepted", [str(leg.seat)], attempt=attempt)
             return
         if job.over or job.attempt != attempt or leg.done:
             if isinstance(outcome, SilentError) and not leg.done:
@@ -179,6 +191,7 @@ class Dispatcher:
         log.debug("request %s: %s does not take attempt %d: %s", job.id, where, attempt, outcome)
         if isinstance(outcome, NobodyThereError | ServiceError):
             self._release(job, leg)
+        job.trail.note("refused", [where], str(outcome), attempt)
         self._refused(job, leg)
         self.again(job)
 
@@ -213,7 +226,7 @@ class Dispatcher:
                     where = short(leg.seat.registration.slot, leg.seat.registration.generation)
                     self._journal.end(job, job.error(500, f"{where} gave no log-probabilities with its tokens"))
                     return
-            have = len(job.tokens) - job.base
+            have, before = job.have, len(job.tokens)
             if item.position > have:
                 log.warning("request %s: tokens %d to %d are missing", job.id, have, item.position - 1)
                 self.again(job)
@@ -221,7 +234,16 @@ class Dispatcher:
             if item.position < have:
                 ids = ids[have - item.position :]
                 ranked = ranked and ranked[have - item.position :]
-            if job.asked.chat is None:
+            known = 0
+            if job.redone < job.anew:
+                ends = finish is not None and finish.reason in ("stop", "length")
+                if (known := job.compare(ids, ends=ends)) < 0:
+                    self._differs(job, leg)
+                    return
+                ids, ranked = ids[known:], ranked and ranked[known:]
+            if known and not ids:
+                pass
+            elif job.asked.chat is None:
                 job.receive(ids, finish, ranked)
             elif item.said is None:
                 where = short(leg.seat.registration.slot, leg.seat.registration.generation)
@@ -229,6 +251,8 @@ class Dispatcher:
                 return
             elif item.position >= have:
                 job.hear(ids, item.said)
+            if (new := len(job.tokens) - before) > 0:
+                job.heard = job.trail.heard(new, job.heard)
             if job.stopped:
                 if finish is not None:
                     self._release(job, leg)
@@ -247,6 +271,12 @@ class Dispatcher:
             self._well(job, "stop" if finish.reason == "stop" else "length")
         else:
             self._failed(job, leg, finish)
+
+    def _differs(self, job: Job, leg: Leg) -> None:
+        """End a job whose tokens, generated anew, are not those that its client has."""
+        where = short(leg.seat.registration.slot, leg.seat.registration.generation)
+        why = f"{where} generated it anew, and what came from token {job.redone} on is not what had been sent"
+        self._journal.end(job, job.error(500, f"an actor failed on this request; {why}"))
 
     def _well(self, job: Job, reason: Literal["stop", "length"]) -> None:
         """End a job that went well; one that still misses something of its prompt, when prefill has said it."""
@@ -282,11 +312,12 @@ class Dispatcher:
         if finish.reason == "abort" and self._now() >= job.deadline - 0.1:
             self._journal.end(job, job.error(408, f"the deadline of {job.asked.ttl:g} s has passed"))
         elif finish.reason == "error" and finish.code in BUSY:
+            job.trail.note("refused", [where], finish.message, job.attempt)
             self._refused(job, leg)
             self.again(job)
         elif finish.reason == "abort":
             self._refused(job, leg)
-            self.crashed(job, f"{where} gave it up: {finish.message or finish.reason}")
+            self.crashed(job, where, f"gave it up: {finish.message or finish.reason}")
         else:
             self._judge(job, leg, job.error(finish.code or 500, f"{where}: {finish.message or finish.reason}"))
 
@@ -311,7 +342,7 @@ class Dispatcher:
                 self._journal.end(job, error)
             else:
                 job.refused[seat.incarnation] = seat.version
-                self.crashed(job, f"{short(seat.registration.slot, seat.registration.generation)} does not answer")
+                self.crashed(job, str(seat), "does not answer")
 
         self._abort(job.id, attempt, seat, tries=1, told=judged)
 
@@ -325,46 +356,92 @@ class Dispatcher:
             for leg in there:
                 leg.done = True
             if any(leg.accepted for leg in there):
-                self.crashed(job, f"{where} died")
+                self.crashed(job, where, "died")
             else:
                 self.again(job)
+        for job in list(self._fled.pop(seat.incarnation, {}).values()):
+            # It had left for fear of this end, which counts no less than if it had stayed.
+            job.crashes += 1
+            if job.crashes >= CRASHES:
+                self._give_up(job, f"{where} died")
 
-    def crashed(self, job: Job, why: str) -> None:
+    def doubted(self, seat: Seat) -> None:
+        """A seat is suspected to hang, or trusted again."""
+        if seat.suspect:
+            self._uneasy |= self._at.get(seat.incarnation, {})
+            self._ease()
+        else:
+            self._fled.pop(seat.incarnation, None)
+
+    def _ease(self) -> None:
+        """Take jobs from seats that are suspected to hang, as far as there are others for them."""
+        now = self._now()
+        for job in list(self._uneasy.values()):
+            legs = [leg for leg in (job.prefill, job.decode) if leg is not None and not leg.done and leg.seat.suspect]
+            if job.over or not legs:
+                self._uneasy.pop(job.id, None)
+            elif not self._room(now):
+                return
+            elif self._why_not(job) is None and self._seats(job, now) is not None:
+                for leg in legs:
+                    if leg.accepted:
+                        self._fled.setdefault(leg.seat.incarnation, {})[job.id] = job
+                where = short(legs[0].seat.registration.slot, legs[0].seat.registration.generation)
+                log.info("request %s: %s may hang; going on elsewhere after %d tokens", job.id, where, len(job.tokens))
+                job.trail.migrated([where], "may hang", job.attempt)
+                self.again(job)
+
+    def crashed(self, job: Job, where: str, why: str) -> None:
         """Go on elsewhere after a fault of an actor; a request that has met two of them is perhaps their cause."""
         job.crashes += 1
         if job.crashes >= CRASHES:
-            self._journal.end(job, job.error(500, f"{why}; {job.crashes} actors have failed on this request"))
+            self._give_up(job, f"{where} {why}")
         else:
-            log.info("request %s: %s; going on elsewhere after %d tokens", job.id, why, len(job.tokens))
+            log.info("request %s: %s %s; going on elsewhere after %d tokens", job.id, where, why, len(job.tokens))
+            job.trail.migrated([where], why, job.attempt)
             self.again(job)
 
+    def _give_up(self, job: Job, why: str) -> None:
+        self._journal.end(job, job.error(500, f"{why}; {job.crashes} actors have failed on this request"))
+
     def again(self, job: Job) -> None:
-        """Begin the next attempt, from the prompt and the tokens so far."""
+        """Begin the next attempt: from the prompt and the tokens so far, or anew where these would not be counted."""
         self._withdraw(job)
+        self._uneasy.pop(job.id, None)
         job.attempt += 1
-        job.base = len(job.tokens)
-        sampling, most = job.asked.sampling, self._max_payload
-        if job.tokens:
-            if job.awaiting:
-                self._journal.end(job, job.error(500, UNRANKED))
-                return
-            if (why := why_not_continued(sampling)) is not None:
-                self._journal.end(job, job.error(500, f"an actor failed on this request, and {why}"))
-                return
-            if (size := work_bytes(len(job.asked.prompt) + len(job.tokens), sampling, job.asked.chat_bytes)) > most:
-                why = f"its {size} bytes by now are more than the {most} that NATS takes"
-                self._journal.end(job, job.error(413, f"an actor failed on this request, and {why}"))
-                return
-            if len(job.tokens) >= sampling.max_tokens:
-                self._journal.end(job, job.done("length"))
-                return
-            job.resumed = job.resumed or sampling.temperature > 0
+        if (error := self._why_not(job)) is not None:
+            self._journal.end(job, error)
+            return
+        if len(job.tokens) >= job.asked.sampling.max_tokens:
+            self._journal.end(job, job.done("length"))
+            return
+        job.begin_attempt()
+        job.resumed = job.resumed or (bool(job.tokens) and job.asked.sampling.temperature > 0)
         if not self._try(job):
+            job.trail.note("queued", why="no actor can take it now", attempt=job.attempt)
             self.waiting[job.id] = job
+
+    def _why_not(self, job: Job) -> Error | None:
+        """Make the last word of a job that cannot go on elsewhere."""
+        sampling, most = job.asked.sampling, self._max_payload
+        if not job.tokens:
+            return None
+        if job.awaiting:
+            return job.error(500, UNRANKED)
+        if (why := why_not_continued(sampling)) is not None:
+            return job.error(500, f"an actor failed on this request, and {why}")
+        made = 0 if begins_anew(sampling) else len(job.tokens)
+        if (size := work_bytes(len(job.asked.prompt) + made, sampling, job.asked.chat_bytes)) > most:
+            why = f"its {size} bytes by now are more than the {most} that NATS takes"
+            return job.error(413, f"an actor failed on this request, and {why}")
+        return None
 
     def over(self, job: Job) -> None:
         """A job has ended: free its seats, and stop what is still being done for it."""
         self.waiting.pop(job.id, None)
+        self._uneasy.pop(job.id, None)
+        for there in self._fled.values():
+            there.pop(job.id, None)
         self._withdraw(job)
         if self.waiting:
             self.retry()

@@ -331,6 +331,8 @@ class HttpDoor:
         return answer
 
     def _refused(self, request: web.BaseRequest, refusal: RefusalError, allow: str | None = None) -> web.Response:
+        if request.method == "POST":
+            self._service.meter.refused(refusal.code)
         answer = web.Response(status=refusal.code, body=openai_form.error(refusal), content_type="application/json")
         if name := named(request):
             answer.headers["X-Request-Id"] = name

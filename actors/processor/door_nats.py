@@ -210,6 +210,7 @@ class NatsDoor:
                 retry_after=refusal.retry_after,
             )
             self._service.post.send(reply, encode(error))
+        self._service.meter.refused(refusal.code)
 
     def _id_in(self, msg: Msg, form: str) -> str:
         if len(msg.data) > self._limit:

@@ -37,7 +37,7 @@ class Sender:
 class Inbox:
     """All frames for one processor incarnation; `deliver` gets each item with its sender's incarnation.
 
-    `gaps` counts the frames that were missed, `repeats` those that came twice.
+    `taken` counts the frames that were taken in, `gaps` those that were missed, `repeats` those that came twice.
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class Inbox:
         self._decode = codec.msgpack_decoder(Frame).decode
         self._senders: dict[str, Sender] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self.taken = 0
         self.gaps = 0
         self.repeats = 0
 
@@ -62,6 +63,11 @@ class Inbox:
     def forget(self, sender: str) -> None:
         """Let go of a sender that is no more."""
         self._senders.pop(sender, None)
+
+    def frames(self, sender: str) -> int:
+        """Say how many frames have come from a sender so far."""
+        known = self._senders.get(sender)
+        return known.last if known is not None else 0
 
     async def _on_frame(self, msg: Msg) -> None:
         try:
@@ -90,6 +96,7 @@ class Inbox:
                 return
             log.warning("%s can send frames %d to %d no more", frame.sender, sender.last + 1, frame.base - 1)
         sender.last = frame.seq
+        self.taken += 1
         for item in frame.items:
             self._deliver(frame.sender, item)
         if sender.last - sender.acked >= ACK_FRAMES:

@@ -11,7 +11,9 @@ from typing import Any, Literal, Protocol
 
 from msgspec import Struct
 
+from actors.processor.continuing import begins_anew
 from actors.processor.logprobs import Names
+from actors.processor.meter import Trail
 from actors.processor.output import Output
 from actors.processor.parsers.parser import Parser
 from actors.processor.view import Seat
@@ -132,11 +134,14 @@ class Job:
     """One request under way.
 
     `attempt` is fenced by the GPU actors and told to the client; `claim` is the attempt with which the client's
-    submission began. `base` is the number of tokens there were when the attempt began. While it is `awaiting` the
-    log-probabilities of its prompt, nothing is given to the client; `held` is how it has ended meanwhile.
+    submission began. `base` is the number of tokens that the attempt has in its prompt; one that is generated anew has
+    none there, and must say the first `anew` again, of which `redone` have come. While it is `awaiting` the
+    log-probabilities of its prompt, nothing is given to the client; `held` is how it has ended meanwhile. `trail` is
+    the request's, and `heard` when tokens came last, as the trail has it.
     """
 
     __slots__ = (
+        "anew",
         "asked",
         "attempt",
         "awaiting",
@@ -147,6 +152,7 @@ class Job:
         "crashes",
         "deadline",
         "decode",
+        "heard",
         "held",
         "id",
         "last",
@@ -156,6 +162,7 @@ class Job:
         "prefill",
         "prompt_tokens",
         "reasoning",
+        "redone",
         "refused",
         "resumed",
         "sent",
@@ -164,19 +171,24 @@ class Job:
         "text",
         "timer",
         "tokens",
+        "trail",
     )
 
-    def __init__(self, asked: Asked, sink: Sink, now: float) -> None:
+    def __init__(self, asked: Asked, sink: Sink, now: float, trail: Trail) -> None:
         self.id = asked.id
         self.asked = asked
         self.sink = sink
+        self.trail = trail
+        self.heard = 0.0
         self.claim = self.attempt = asked.before + 1
         self.deadline = now + asked.ttl
         self.timer: asyncio.TimerHandle | None = None
         self.packed = codec.pack_tokens(asked.prompt)
         self.prompt_tokens = len(asked.prompt)
         self.tokens: list[int] = list(asked.received)
-        self.base = self.sent = len(self.tokens)
+        self.sent = len(self.tokens)
+        self.base = self.anew = self.redone = 0
+        self.begin_attempt()
         self.text = asked.echo
         self.reasoning = ""
         self.calls: list[ToolCall] = []
@@ -194,6 +206,28 @@ class Job:
         self.started = time.time()
         if self.tokens:
             self._prime()
+
+    def begin_attempt(self) -> None:
+        """Say where the next attempt begins: after the tokens so far, or anew."""
+        there = len(self.tokens)
+        self.base, self.anew = (0, there) if begins_anew(self.asked.sampling) else (there, 0)
+        self.redone = 0
+
+    @property
+    def have(self) -> int:
+        """How many tokens of this attempt have come."""
+        return self.redone if self.redone < self.anew else len(self.tokens) - self.base
+
+    def compare(self, ids: list[int], *, ends: bool) -> int:
+        """Compare the next tokens of an attempt that is generated anew with what there was before.
+
+        Returns how many of them are nothing new; -1 where they are not the same, or `ends` comes too early.
+        """
+        count = min(len(ids), self.anew - self.redone)
+        if ids[:count] != self.tokens[self.redone : self.redone + count]:
+            return -1
+        self.redone += count
+        return -1 if ends and self.redone < self.anew else count
 
     def receive(self, ids: list[int], finish: Finish | None, ranked: list[codec.Ranked] | None = None) -> None:
         """Take the next tokens of the stream, and read them; a token that ends the answer is none of its text."""

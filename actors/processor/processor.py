@@ -5,6 +5,7 @@ from functools import partial
 from typing import ClassVar
 
 import msgspec
+from msgspec import Struct
 
 from actors.actor import Actor, Setup
 from actors.ending import Ending
@@ -88,12 +89,19 @@ class Processor(Actor):
                 intake=intake,
                 embed_intake=self._embed_intake,
                 own=own,
+                watch=self.cluster.watch,
             )
             self._service = embeds
             self._nats = EmbedNatsDoor(bus, subjects, embeds, incarnation, own)
             return EmbedHttpDoor(embeds, host, port)
         self._service = Service(
-            bus=bus, subjects=subjects, model=model, incarnation=incarnation, intake=intake, own=own
+            bus=bus,
+            subjects=subjects,
+            model=model,
+            incarnation=incarnation,
+            intake=intake,
+            own=own,
+            watch=self.cluster.watch,
         )
         self._nats = NatsDoor(bus, subjects, self._service, incarnation, own)
         return HttpDoor(self._service, host, port)
@@ -124,16 +132,37 @@ class Processor(Actor):
             raise ServiceError(404, f"request {asked.request} is not here, or not any more")
         return super().ping(asked)
 
+    async def control(self, verb: str, asked: Control) -> str | Struct:
+        """Tell a request's way, or the traffic to whoever listens for it."""
+        if verb == "trace":
+            if (way := self._service.meter.way(asked.request)) is None:
+                raise ServiceError(404, f"request {asked.request[:64]} is not known here, or not any more")
+            return way
+        if verb == "traffic":
+            self._service.teller.tell()
+            return "told"
+        return await super().control(verb, asked)
+
+    def tick(self) -> None:
+        """Tell of the traffic, if there is something new."""
+        self._service.teller.tick()
+
     async def drain(self) -> None:
         """Shut the doors, finish what is there."""
         await self._nats.shut()
         if self._http is not None:
             await self._http.shut()
         await self._service.drain()
+        await self._last_word()
 
     async def abort(self) -> None:
         """End what is left, each with its error."""
         await self._service.abort()
+        await self._last_word()
+
+    async def _last_word(self) -> None:
+        self._service.teller.tell()
+        await self._service.post.flush()
 
     async def close(self) -> None:
         """Close what connections are left."""

@@ -11,23 +11,27 @@ import msgspec
 from nats.aio.msg import Msg
 
 from actors.processor.asks import Asks
-from actors.processor.choices import Group
+from actors.processor.choices import Group, Member
 from actors.processor.continuing import ranked_bytes, work_bytes
 from actors.processor.dispatch import Dispatcher
 from actors.processor.inbox import Inbox
 from actors.processor.intake import Intake
 from actors.processor.journal import Asked, Job, Journal, Outcome, Sink
 from actors.processor.line import Line
+from actors.processor.meter import Meter, Trail
 from actors.processor.post import Post
 from actors.processor.refusal import RefusalError
+from actors.processor.suspicion import TICK
+from actors.processor.teller import Teller
 from actors.processor.view import ROUTED, Seat, View
 from messages import codec
 from messages.bus import Bucket, Bus
-from messages.config import Model
+from messages.config import Model, Watch
 from messages.lifecycle import Heartbeat
 from messages.subjects import Subjects, last_token
 from messages.submit import Asked as Body
 from messages.submit import Done
+from messages.telemetry import Traffic
 from messages.work import Own
 
 log = logging.getLogger("troupe.processor")
@@ -43,7 +47,15 @@ class Service:
     """One processor's work: from a body to a job, and from frames to its sink."""
 
     def __init__(
-        self, *, bus: Bus, subjects: Subjects, model: Model, incarnation: str, intake: Intake, own: Owner
+        self,
+        *,
+        bus: Bus,
+        subjects: Subjects,
+        model: Model,
+        incarnation: str,
+        intake: Intake,
+        own: Owner,
+        watch: Watch | None = None,
     ) -> None:
         self._bus = bus
         self._subjects = subjects
@@ -53,10 +65,17 @@ class Service:
         self.intake = intake
         self.loop = asyncio.get_running_loop()
         self.post = Post(bus)
+        self.meter = Meter(incarnation, model.name)
+        self.teller = Teller(self.post, subjects, self.traffic)
         self.asks = Asks(bus, self.post)
         self.journal = Journal(self._on_end)
         self.view = View(
-            model.slug, on_lost=self._on_lost, on_change=self._on_change, on_gate=lambda: self.line.gate_changed()
+            model.slug,
+            on_lost=self._on_lost,
+            on_change=self._on_change,
+            on_gate=lambda: self.line.gate_changed(),
+            on_doubt=self._on_doubt,
+            watch=watch,
         )
         self.dispatcher = Dispatcher(
             view=self.view,
@@ -91,7 +110,9 @@ class Service:
         await self.inbox.open()
         await self._bus.subscribe(self._subjects.heartbeats, self._on_heartbeat)
         await self._bus.subscribe(self._subjects.owns, self._on_own)
+        self._bus.on_lost(self.view.away)
         self._bus.on_back(lambda: self.view.back(self.loop.time()))
+        self._own(self._look)
         seen = asyncio.Event(), asyncio.Event()
         view, now = self.view, self.loop.time
 
@@ -132,12 +153,14 @@ class Service:
             again = self.model.limits.retry_after
             raise RefusalError(429, f"{limit} requests are in flight here, and no more may be", retry_after=again)
         self._preparing.add(body.id)
+        self.meter.arrived(body.id)
         self._prepared.clear()
         return None
 
     def release(self, body: Body) -> None:
         """Give a reserved id back."""
         self._preparing.discard(body.id)
+        self.meter.forget(body.id)
         self._cancelled.discard(body.id)
         if not self._preparing:
             self._prepared.set()
@@ -169,19 +192,23 @@ class Service:
                 raise RefusalError(413, f"{message}; NATS takes {self._bus.max_payload}")
         if len(choices) > 1:
             return self._begin_several(body, choices, sink)
-        job, last = self._begin(choices[0], sink)
+        trail = self.meter.trail(body.id, choices[0].kind, len(choices[0].prompt))
+        job, last = self._begin(choices[0], sink, trail)
+        self.meter.admitted(trail)
         self._claim(job)
         sink.accepted(job)
         if last is not None:
             self.journal.end(job, last)
         return job
 
-    def _begin(self, asked: Asked, sink: Sink) -> tuple[Job, Done | None]:
+    def _begin(self, asked: Asked, sink: Sink, trail: Trail) -> tuple[Job, Done | None]:
         """Take in one job; where its client has all of it, return the last word that is still to be said."""
-        job = Job(asked, sink, self.loop.time())
+        job = Job(asked, sink, self.loop.time(), trail)
         last = job.last_word_again()
         if last is None:
             self.line.admit(job)
+            if job.decode is None:
+                trail.note("queued", why="no actor can take it now" if self.view.open else "the gate is closed")
         self.journal.begin(job)
         return job, last
 
@@ -193,10 +220,11 @@ class Service:
             raise RefusalError(429, message, retry_after=self.model.limits.retry_after)
         each = count // len({id(asked.prompt) for asked in choices})
         group = Group(body.id, sink, self.journal, each, lambda over: self._forget(over))
+        trail = self.meter.trail(body.id, choices[0].kind, sum(len(asked.prompt) for asked in choices[::each]))
         lasts = []
         try:
             for asked in choices:
-                job, last = self._begin(asked, group.member)
+                job, last = self._begin(asked, group.member, trail)
                 group.jobs.append(job)
                 lasts.append(last)
         except RefusalError:
@@ -204,6 +232,7 @@ class Service:
             group.stop()
             raise
         self._groups[group.id] = group
+        self.meter.admitted(trail)
         self._claim(group)
         for job, last in zip(group.jobs, lasts, strict=True):
             if last is not None:
@@ -227,6 +256,7 @@ class Service:
 
     def _forget(self, group: Group) -> None:
         self._groups.pop(group.id, None)
+        group.jobs[0].trail.over(group.last)
 
     def has(self, request: str) -> bool:
         """Whether a request is ours and has not had its last word."""
@@ -243,7 +273,14 @@ class Service:
 
     # What we hear.
 
+    async def _look(self) -> None:
+        """Look who is not heard any more."""
+        while True:
+            await asyncio.sleep(TICK)
+            self.view.tick(self.loop.time(), lambda sender: self.inbox.frames(sender))
+
     async def _on_heartbeat(self, msg: Msg) -> None:
+        self.view.heard(self.loop.time())
         if not any(f".{role}." in msg.subject for role in ROUTED):
             return
         try:
@@ -277,6 +314,9 @@ class Service:
         self.dispatcher.lost(seat)
         self.inbox.forget(seat.incarnation)
 
+    def _on_doubt(self, seat: Seat) -> None:
+        self.dispatcher.doubted(seat)
+
     def _on_change(self) -> None:
         for seat in self.view.seats.values():
             context, vocab = seat.registration.context_length, seat.registration.vocab_size
@@ -292,6 +332,22 @@ class Service:
     def _on_end(self, job: Job) -> None:
         self.line.over(job)
         self.dispatcher.over(job)
+        if not isinstance(job.sink, Member):
+            job.trail.over(job.last)
+
+    # What we tell.
+
+    def traffic(self) -> Traffic:
+        """What has been counted until now."""
+        return self.meter.traffic(
+            queued=len(self.line),
+            in_flight=self.in_flight,
+            suspicions=self.view.suspicions,
+            false_alarms=self.view.false_alarms,
+            frames=self.inbox.taken,
+            missed=self.inbox.gaps,
+            repeated=self.inbox.repeats,
+        )
 
     # The end.
 

@@ -1,8 +1,8 @@
 """What a processor knows of the others: who is registered and alive, how loaded they are, whether the gate is open.
 
 Pure: told of registrations, heartbeats, the gate and the time, it keeps the roster and calls back when somebody is
-lost or something changed. A lease is `LEASE` seconds since the last heartbeat on our own clock; all leases start anew
-in full when our own bus comes back, because the silence may have been ours.
+lost, suspected to hang (`suspicion.py`), or something changed. A lease is `LEASE` seconds since the last heartbeat on
+our own clock; all leases start anew in full when our own bus comes back, because the silence may have been ours.
 """
 
 import logging
@@ -11,9 +11,11 @@ from typing import Final
 
 import msgspec
 
+from actors.processor.suspicion import Ears, Signs
 from messages import codec
+from messages.config import Watch
 from messages.gate import Gate
-from messages.ids import Role, incarnation_of
+from messages.ids import Role, incarnation_of, short
 from messages.lifecycle import LEASE, Heartbeat, Registration, State
 
 log = logging.getLogger("troupe.view")
@@ -25,16 +27,19 @@ class Seat:
     """One life of a slot that can be given work.
 
     `own` counts the attempts that we have there now, `own_at_beat` those at its last heartbeat: the difference is
-    what its figures do not show yet. `version` changes whenever it may have become able to take more.
+    what its figures do not show yet. `version` changes whenever it may have become able to take more. `suspect` says
+    why it is thought to hang, empty while it is trusted.
     """
 
-    __slots__ = ("beat", "incarnation", "lease", "own", "own_at_beat", "registration", "version")
+    __slots__ = ("beat", "incarnation", "lease", "own", "own_at_beat", "registration", "signs", "suspect", "version")
 
     def __init__(self, registration: Registration, now: float) -> None:
         self.registration = registration
         self.incarnation = incarnation_of(registration.slot, registration.generation)
         self.lease = now + LEASE
         self.beat: Heartbeat | None = None
+        self.signs = Signs(registration.role, now)
+        self.suspect = ""
         self.own = 0
         self.own_at_beat = 0
         self.version = 0
@@ -54,16 +59,20 @@ class Seat:
         """Whether what we alone have there is all that it takes."""
         return self.own >= (self.registration.capacity or 1)
 
+    def __str__(self) -> str:
+        return short(self.registration.slot, self.registration.generation)
+
     def ready(self, now: float) -> bool:
-        """Whether it takes work: registered as ready, and heard of lately."""
-        return self.registration.state is State.READY and self.lease > now
+        """Whether it takes work: registered as ready, heard of lately, and not suspected to hang."""
+        return self.registration.state is State.READY and self.lease > now and not self.suspect
 
 
 class View:
     """The roster and gate of one model as this processor sees them.
 
-    `on_lost` is called with a seat whose life is over; `on_change` when waiting requests may now find a place;
-    `on_gate` when the gate may have changed.
+    `on_lost` is called with a seat whose life is over; `on_doubt` with one that is suspected to hang, or trusted again;
+    `on_change` when waiting requests may now find a place; `on_gate` when the gate may have changed. `suspicions`
+    counts the seats that were suspected, `false_alarms` those of them that then showed life.
     """
 
     def __init__(
@@ -73,14 +82,21 @@ class View:
         on_lost: Callable[[Seat], None],
         on_change: Callable[[], None],
         on_gate: Callable[[], None],
+        on_doubt: Callable[[Seat], None] = lambda seat: None,
+        watch: Watch | None = None,
     ) -> None:
         self._alias = alias
+        self._watch = watch or Watch()
+        self._ears = Ears()
         self._on_lost = on_lost
+        self._on_doubt = on_doubt
         self._on_change = on_change
         self._on_gate = on_gate
         self._newest: dict[str, int] = {}
         self.seats: dict[str, Seat] = {}
         self.gate: Gate | None = None
+        self.suspicions = 0
+        self.false_alarms = 0
 
     def by_role(self, role: Role, now: float) -> list[Seat]:
         """List the seats of a role that take work."""
@@ -122,9 +138,32 @@ class View:
         seat.beat = beat
         seat.lease = now + LEASE
         seat.own_at_beat = seat.own
+        seat.signs.beat(beat, now, self._watch)
+        self._judge(seat, now)
         if beat.in_flight < (beat.capacity or seat.registration.capacity):
             seat.version += 1
         self._on_change()
+
+    def heard(self, now: float) -> None:
+        """Take in that a heartbeat came, our own or another's: our bus is well, now if not before."""
+        if self._ears.hear(now):
+            self._anew(now)
+
+    def tick(self, now: float, frames: Callable[[str], int]) -> None:
+        """Look who is not heard any more, every `suspicion.TICK` seconds.
+
+        `frames` says how many frames have come from an incarnation.
+        """
+        if self._ears.look(now) or self._ears.deaf(now):
+            self._anew(now)
+            return
+        for seat in list(self.seats.values()):
+            seat.signs.frames(frames(seat.incarnation), now)
+            self._judge(seat, now)
+
+    def away(self) -> None:
+        """Our own bus is away."""
+        self._ears.away = True
 
     def freed(self, seat: Seat) -> None:
         """Take in that an attempt of ours has left a seat."""
@@ -151,8 +190,33 @@ class View:
 
     def back(self, now: float) -> None:
         """Our own bus is back: every lease starts anew, in full."""
+        self._ears.away = False
         for seat in self.seats.values():
             seat.lease = now + LEASE
+        self._anew(now)
+
+    def _anew(self, now: float) -> None:
+        """We could not hear: whoever is trusted stays so, and nobody's silence counts up to now."""
+        for seat in self.seats.values():
+            if not seat.suspect:
+                seat.signs.anew(now)
+
+    def _judge(self, seat: Seat, now: float) -> None:
+        """Suspect a seat, or trust it again."""
+        why = seat.signs.verdict(now, self._watch)
+        if bool(why) is bool(seat.suspect):
+            return
+        seat.suspect = why
+        seat.version += 1
+        if why:
+            self.suspicions += 1
+            log.warning("%s may hang: %s", seat.incarnation, why)
+            self._on_doubt(seat)
+        else:
+            self.false_alarms += 1
+            log.warning("%s shows life: it is trusted again", seat.incarnation)
+            self._on_doubt(seat)
+            self._on_change()
 
     def _keys(self) -> list[str]:
         return [f"{seat.registration.role}.{slot}" for slot, seat in self.seats.items()]

@@ -116,6 +116,10 @@ class Gpu:
     async def die(self) -> None:
         """Go, and have the registration taken away, as a supervisor does when it sees a process end."""
         await self.deafen()
+        await self.bury()
+
+    async def bury(self) -> None:
+        """Have the registration of one that has gone taken away."""
         registry = await self.bus.bucket(self.subjects.registry_bucket)
         await registry.delete(self.subjects.registration_key(self.role, self.slot))
 

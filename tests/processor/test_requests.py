@@ -321,25 +321,6 @@ async def test_who_died_before_accepting_did_not_die_of_it(stage: Stage) -> None
     assert isinstance(await talk.last(), Done)
 
 
-async def test_what_cannot_be_continued_says_why(stage: Stage) -> None:
-    doomed = await stage.gpu("decode", 0)
-    talk = await stage.generate([1], frequency_penalty=0.5)
-    await doomed.emit(await doomed.got(), [11])
-    await talk.tokens_come(1)
-    await doomed.die()
-    error = await talk.last()
-    assert isinstance(error, Error)
-    assert error.code == 500
-    assert "penalties" in error.message
-
-
-async def test_what_cannot_be_continued_cannot_be_resumed(stage: Stage) -> None:
-    talk = await stage.generate([1], presence_penalty=1, resume={"attempt": 1, "token_ids": [5]})
-    error = await talk.last()
-    assert isinstance(error, Error)
-    assert (error.code, "penalties count generated tokens" in error.message) == (500, True)
-
-
 async def test_what_is_counted_from_the_first_token_is_counted_on(stage: Stage) -> None:
     doomed = await stage.gpu("decode", 0)
     talk = await stage.generate([1], min_tokens=3, max_tokens=9)

@@ -16,6 +16,7 @@ from actors.processor.asks import Asks
 from actors.processor.embeddings.intake import Asked
 from actors.processor.embeddings.request import ENVELOPE, Embedding, Part, Sink
 from actors.processor.line import Line
+from actors.processor.meter import Meter
 from actors.processor.refusal import RefusalError
 from actors.processor.router import choose
 from actors.processor.view import Seat, View
@@ -59,6 +60,7 @@ class Embedder:
         alias: str,
         incarnation: str,
         limits: Limits,
+        meter: Meter,
         chance: random.Random | None = None,
     ) -> None:
         self._bus = bus
@@ -68,6 +70,7 @@ class Embedder:
         self._alias = alias
         self._incarnation = incarnation
         self._limits = limits
+        self._meter = meter
         self._chance = chance or random.Random()
         self._loop = asyncio.get_running_loop()
         self._requests: dict[str, Embedding] = {}
@@ -92,9 +95,13 @@ class Embedder:
         """Accept a request: from here on it gets its last word. Raises RefusalError 413, 429 or 503."""
         if (longest := max(map(len, asked.inputs)) + ENVELOPE) > self._bus.max_payload:
             raise RefusalError(413, f"one input makes a message of {longest} bytes; NATS takes {self._bus.max_payload}")
-        request = Embedding(asked, sink, self._loop.time())
+        trail = self._meter.trail(asked.id, "embed", sum(map(len, asked.inputs)) // 4)
+        request = Embedding(asked, sink, self._loop.time(), trail)
         request.cut(len(self._view.by_role("encoder", self._loop.time())), self._bus.max_payload)
         self.line.admit(request)
+        if not request.out:
+            trail.note("queued", why="no encoder can take it now" if self._view.open else "the gate is closed")
+        self._meter.admitted(trail)
         self._requests[request.id] = request
         self.empty.clear()
         request.timer = self._loop.call_at(request.deadline, self._too_late, request)
@@ -128,6 +135,7 @@ class Embedder:
         del self._requests[request.id]
         if not self._requests:
             self.empty.set()
+        request.trail.over(last)
         request.sink.ended(request)
         self.retry()
 
@@ -183,6 +191,7 @@ class Embedder:
         )
         subject = self._subjects.work(self._alias, "encoder", seat.registration.slot)
         self._asks.ask(subject, codec.to_msgpack(work), partial(self._answered, part, part.attempt, seat))
+        request.trail.routed([str(seat)], part.attempt)
         if self._looking is None:
             self._looking = self._loop.call_later(LOOK, self._look)
 
@@ -200,7 +209,7 @@ class Embedder:
         else:
             if isinstance(outcome, NobodyThereError | ServiceError):
                 self._release(part)
-            self._elsewhere(part, f"does not take it: {outcome}")
+            self._elsewhere(part, f"does not take it: {outcome}", fault=False)
 
     # What comes back.
 
@@ -237,7 +246,7 @@ class Embedder:
         if finish.reason == "error" and finish.code < 500 and finish.code not in BUSY:
             self._end(request, request.error(finish.code, f"{where}: {finish.message}"))
         elif finish.reason == "error" and finish.code in BUSY:
-            self._elsewhere(part, f"is busy: {finish.message}", seat)
+            self._elsewhere(part, f"is busy: {finish.message}", seat, fault=False)
         else:
             self._crashed(part, f"{where}: {finish.message or finish.reason}", seat)
 
@@ -255,6 +264,12 @@ class Embedder:
             else:
                 self._elsewhere(part, f"{where} died", seat)
 
+    def doubted(self, seat: Seat) -> None:
+        """A seat is suspected to hang: what it has of ours goes to others, if there are any."""
+        if self._view.by_role("encoder", self._loop.time()):
+            for part in [part for part in self._parts.values() if part.seat is seat]:
+                self._elsewhere(part, seat.suspect)
+
     def _crashed(self, part: Part, why: str, seat: Seat) -> None:
         part.crashes += 1
         if part.crashes >= CRASHES:
@@ -263,8 +278,11 @@ class Embedder:
         else:
             self._elsewhere(part, why, seat)
 
-    def _elsewhere(self, part: Part, why: str, seat: Seat | None = None) -> None:
-        """Begin a part's next attempt; the seat that it was at is not asked again at once."""
+    def _elsewhere(self, part: Part, why: str, seat: Seat | None = None, *, fault: bool = True) -> None:
+        """Begin a part's next attempt; the seat that it was at is not asked again at once.
+
+        `fault` says whether that is for a fault of its encoder, and not because that has no room.
+        """
         request = part.request
         if request.over:
             return
@@ -274,6 +292,11 @@ class Embedder:
         if seat is not None:
             part.refused[seat.incarnation] = self._loop.time() + AVOID
         log.info("request %s: %s; the part goes elsewhere", part.key, why)
+        where = [str(seat)] if seat is not None else []
+        if fault:
+            request.trail.migrated(where, why, part.attempt)
+        else:
+            request.trail.note("refused", where, why, part.attempt)
         part.attempt += 1
         part.got = bytearray()
         request.pending.appendleft(part)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Final, Protocol
 
 from actors.processor.embeddings.intake import Asked
+from actors.processor.meter import Trail
 from actors.processor.view import Seat
 from messages.embed import FLOAT_BYTES
 from messages.submit import Done, Error, Usage
@@ -75,8 +76,9 @@ class Sink(Protocol):
 class Embedding:
     """One request: `pending` are the parts that nobody has, `out` those at encoders, by key."""
 
-    def __init__(self, asked: Asked, sink: Sink, now: float) -> None:
+    def __init__(self, asked: Asked, sink: Sink, now: float, trail: Trail) -> None:
         self.id = asked.id
+        self.trail = trail
         self.asked = asked
         self.sink = sink
         self.attempt = asked.before + 1

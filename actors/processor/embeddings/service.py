@@ -12,7 +12,7 @@ from actors.processor.refusal import RefusalError
 from actors.processor.service import LONG_WAITING, Owner, Service
 from actors.processor.view import Seat
 from messages.bus import Bus
-from messages.config import Model
+from messages.config import Model, Watch
 from messages.embed import Embed
 from messages.subjects import Subjects
 
@@ -30,8 +30,11 @@ class EmbedService(Service):
         intake: Intake,
         embed_intake: EmbedIntake,
         own: Owner,
+        watch: Watch | None = None,
     ) -> None:
-        super().__init__(bus=bus, subjects=subjects, model=model, incarnation=incarnation, intake=intake, own=own)
+        super().__init__(
+            bus=bus, subjects=subjects, model=model, incarnation=incarnation, intake=intake, own=own, watch=watch
+        )
         self.embed_intake = embed_intake
         self.embedder = Embedder(
             bus=bus,
@@ -41,6 +44,7 @@ class EmbedService(Service):
             alias=model.slug,
             incarnation=incarnation,
             limits=model.limits,
+            meter=self.meter,
         )
         self.line = self.embedder.line
         self.inbox = Inbox(bus, self.post, subjects, incarnation, self.embedder.receive)
@@ -68,12 +72,14 @@ class EmbedService(Service):
         if len(self.embedder) + len(self._preparing) >= limit:
             raise RefusalError(429, f"{limit} requests are in flight here, and no more may be", retry_after=again)
         self._preparing.add(body.id)
+        self.meter.arrived(body.id)
         self._prepared.clear()
         return None
 
     def unbook(self, body: Embed) -> None:
         """Give a reserved id back."""
         self._preparing.discard(body.id)
+        self.meter.forget(body.id)
         self._cancelled.discard(body.id)
         if not self._preparing:
             self._prepared.set()
@@ -111,6 +117,10 @@ class EmbedService(Service):
     def _on_lost(self, seat: Seat) -> None:
         self.embedder.lost(seat)
         self.inbox.forget(seat.incarnation)
+
+    def _on_doubt(self, seat: Seat) -> None:
+        if seat.suspect:
+            self.embedder.doubted(seat)
 
     def _on_change(self) -> None:
         super()._on_change()
