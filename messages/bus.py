@@ -11,7 +11,7 @@ import math
 import re
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,11 +24,11 @@ from nats.aio.client import Client as Nc
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
-from nats.js.api import KeyValueConfig, StreamConfig
+from nats.js.api import ConsumerConfig, KeyValueConfig, StreamConfig, StreamInfo
 from nats.js.kv import KeyValue
 
 from messages.bucket import Bucket, stop_now
-from messages.config import Nats, wrong_url
+from messages.config import Nats, shown, wrong_url
 from messages.errors import BusError, NobodyThereError, ServiceError, SilentError, TakenError, error_headers
 
 log = logging.getLogger("troupe.bus")
@@ -134,7 +134,7 @@ class Bus:
             bus._closing = True
             await _give_up(nc)
             why = bus._refusal or bus._last_error or "no answer"
-            raise BusError(f"no NATS server at {', '.join(urls)} within {wait:g} s: {why}") from None
+            raise BusError(f"no NATS server at {shown(urls)} within {wait:g} s: {why}") from None
         except ImportError as error:
             await _give_up(nc)
             raise BusError(
@@ -142,7 +142,7 @@ class Bus:
             ) from None
         except (OSError, nats.errors.Error, ValueError) as error:
             await _give_up(nc)
-            raise BusError(f"cannot connect to NATS at {', '.join(urls)}: {error or type(error).__name__}") from None
+            raise BusError(f"cannot connect to NATS at {shown(urls)}: {error or type(error).__name__}") from None
         return bus
 
     @property
@@ -233,13 +233,13 @@ class Bus:
             await self._jetstream().account_info()
         except (nats.js.errors.ServiceUnavailableError, nats.errors.NoRespondersError):
             raise BusError(
-                f"the NATS server at {', '.join(self.urls)} has no JetStream; start it with -js "
+                f"the NATS server at {shown(self.urls)} has no JetStream; start it with -js "
                 "(or leave nats.url out to use the embedded server)"
             ) from None
         except nats.js.errors.APIError as error:
-            raise BusError(f"JetStream at {', '.join(self.urls)} is not usable: {error.description}") from None
+            raise BusError(f"JetStream at {shown(self.urls)} is not usable: {error.description}") from None
         except (nats.errors.Error, TimeoutError) as error:
-            raise BusError(f"JetStream at {', '.join(self.urls)} does not answer: {type(error).__name__}") from None
+            raise BusError(f"JetStream at {shown(self.urls)} does not answer: {type(error).__name__}") from None
 
     async def bucket(self, name: str) -> Bucket:
         """Open a key-value bucket, making it if it is not there."""
@@ -262,6 +262,18 @@ class Bus:
         except (nats.errors.Error, TimeoutError) as error:
             raise BusError(f"cannot make the stream {name}: {error or type(error).__name__}") from None
 
+    async def stream_info(self, name: str) -> StreamInfo:
+        """Say what is in a stream; raises BusError."""
+        with self._asking(f"the stream {name} cannot be read"):
+            return await self._jetstream().stream_info(name)
+
+    async def add_consumer(self, stream: str, config: ConsumerConfig) -> int:
+        """Make a consumer of a stream; return how many messages were there for it to tell. Raises BusError."""
+        with self._asking(f"the stream {stream} cannot be followed"):
+            info = await self._jetstream().add_consumer(stream, config=config)
+        told = info.delivered.consumer_seq if info.delivered is not None else 0
+        return (info.num_pending or 0) + told
+
     async def announce(self, name: str, metadata: dict[str, str]) -> None:
         """Answer `$SRV.PING`, `INFO` and `STATS` (ADR-32), so that the stock `nats` tool can list us."""
         await nats.micro.add_service(self._nc, name=name, version=VERSION, metadata=metadata)
@@ -278,6 +290,13 @@ class Bus:
     def _too_large(self, payload: bytes) -> ServiceError:
         return ServiceError(413, f"{len(payload)} bytes are more than the {self.max_payload} that NATS takes")
 
+    @contextlib.contextmanager
+    def _asking(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (nats.errors.Error, nats.js.errors.Error, TimeoutError) as error:
+            raise BusError(f"{what}: {error or type(error).__name__}") from None
+
     def _jetstream(self) -> JetStreamContext:
         if self._js is None:
             self._js = self._nc.jetstream(timeout=5)
@@ -293,7 +312,7 @@ class Bus:
         now = time.monotonic()
         if now - self._told_at >= 5:
             self._told_at = now
-            waiting = "" if self._nc.is_connected else f"waiting for NATS at {', '.join(self.urls)}: "
+            waiting = "" if self._nc.is_connected else f"waiting for NATS at {shown(self.urls)}: "
             log.warning("%s%s", waiting, self._last_error)
 
     async def _on_disconnected(self) -> None:
@@ -308,7 +327,7 @@ class Bus:
     async def _on_reconnected(self) -> None:
         self.down_since = None
         self.reconnects += 1
-        log.info("connected to NATS again at %s", self._nc.connected_url.netloc if self._nc.connected_url else "?")
+        log.info("connected to NATS again at %s", shown([self._nc.connected_url.netloc]) if self._nc.connected_url else "?")
         for watcher in list(self._watchers):
             self._watchers.discard(watcher)
             stop_now(watcher)

@@ -2,15 +2,18 @@
 
 import asyncio
 import logging
+import socket
 import time
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from messages.bus import Bucket, Bus
 from messages.config import Cluster, Http, Nats
 from messages.ids import parse_slot
 from messages.subjects import Subjects
 from supervisor import spawner, state
+from supervisor.dashboard.listen import listen
 from supervisor.nats_server import NatsServer
 from supervisor.ports import Ports, base_url
 from supervisor.spec import Spec
@@ -26,13 +29,17 @@ class StrandedError(Exception):
 
 
 class Ground:
-    """The ground of one supervisor; `bus`, `registry`, `gates` and `record` are there once it is open."""
+    """The ground of one supervisor; `bus`, `registry`, `gates` and `record` are there once it is open.
+
+    `listener` is the socket of the supervisor's page, None if it has none.
+    """
 
     def __init__(self, cluster: Cluster, specs: dict[str, Spec], config: Path, folder: Folder) -> None:
         self.folder = folder
         self.subjects = Subjects(cluster.cluster)
         self.embedded = None if cluster.nats.urls else NatsServer(folder.nats, cluster.nats, cluster.cluster)
         self.ports = Ports()
+        self.listener: socket.socket | None = None
         self.bus: Bus
         self.registry: Bucket
         self.gates: Bucket
@@ -59,7 +66,7 @@ class Ground:
             await self._have_server()
             await self._connect()
         except BaseException:
-            self.ports.close()
+            self._close_ports()
             # Nothing of ours has been started yet; a server that others of ours depend on is left to them.
             if not await asyncio.to_thread(self._living):
                 await self.stop_server()
@@ -75,7 +82,7 @@ class Ground:
     async def close(self, *, ended: bool) -> None:
         """Let go; where the whole cluster has ended, stop the server, last of all, and forget how it was reached."""
         await self.bus.close()
-        self.ports.close()
+        self._close_ports()
         if ended:
             await self.stop_server()
             await asyncio.to_thread(self.folder.cluster_file.unlink, missing_ok=True)
@@ -104,6 +111,15 @@ class Ground:
             if spec.http is not None and spec.alias not in self.ports.of:
                 before = known.ports.get(spec.alias) if known is not None else None
                 self.ports.take(spec.alias, spec.http, before, shared=(spec.alias, "processor") in serving)
+
+        if self._cluster.dashboard.enabled:
+            before = urlsplit(known.dashboard).port if known is not None else None
+            self.listener = listen(self._cluster.dashboard, before or 0)
+
+    def _close_ports(self) -> None:
+        self.ports.close()
+        if self.listener is not None:
+            self.listener.close()
 
     async def _have_server(self) -> None:
         if self.embedded is not None:
@@ -134,5 +150,11 @@ class Ground:
             ports=self.ports.of,
             started=time.time(),
             external=[spec.slot for spec in self._specs.values() if spec.external],
+            dashboard=self._page_url(),
         )
         state.write(self.folder.cluster_file, self.record)
+
+    def _page_url(self) -> str:
+        if self.listener is None:
+            return ""
+        return base_url(self._cluster.dashboard, int(self.listener.getsockname()[1]))

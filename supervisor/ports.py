@@ -6,7 +6,7 @@ listening: no connection reaches it, and nobody else can take the port between t
 
 import socket
 
-from messages.config import ConfigError, Http
+from messages.config import ConfigError, Dashboard, Http
 
 
 class PortError(Exception):
@@ -29,12 +29,12 @@ class Ports:
         port = http.port or known or 0
         if not shared:
             try:
-                _bind(http.host, port, share=False).close()
+                bind(http.host, port, share=False).close()
             except PortError:
                 if http.port:
                     raise
                 port = 0
-        held = _bind(http.host, port, share=True)
+        held = bind(http.host, port, share=True)
         self._held.append(held)
         self.of[alias] = int(held.getsockname()[1])
         return self.of[alias]
@@ -46,17 +46,21 @@ class Ports:
         self._held.clear()
 
 
-def base_url(http: Http, port: int) -> str:
+def base_url(http: Http | Dashboard, port: int) -> str:
     """Write a door's address as clients use it."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(http.host, http.host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _bind(host: str, port: int, *, share: bool) -> socket.socket:
+def bind(host: str, port: int, *, share: bool, key: str = "http") -> socket.socket:
+    """Bind a socket, and listen on it no more than that; `key` is the configuration's for it.
+
+    Raises PortError for a port that cannot be had, ConfigError for a host that is none of this machine's.
+    """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as error:
-        raise ConfigError(f"http.host: {host}: {error.strerror or error}") from None
+        raise ConfigError(f"{key}.host: {host}: {error.strerror or error}") from None
     bound = socket.socket(family, socket.SOCK_STREAM)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -65,14 +69,14 @@ def _bind(host: str, port: int, *, share: bool) -> socket.socket:
         bound.bind(address)
     except PermissionError:
         bound.close()
-        raise PortError(f"http.port: {port} on {host} needs more rights than we have; take one above 1023") from None
+        raise PortError(f"{key}.port: {port} on {host} needs more rights than we have; take one above 1023") from None
     except OverflowError as error:
         bound.close()
-        raise PortError(f"http.port: {error}") from None
+        raise PortError(f"{key}.port: {error}") from None
     except OSError as error:
         bound.close()
         if error.errno == 99:
-            raise ConfigError(f"http.host: {host} is no address of this machine") from None
-        why = "is in use by somebody else; stop that, or set another http.port (0: a free one)"
-        raise PortError(f"http.port: {port} on {host} {why}") from None
+            raise ConfigError(f"{key}.host: {host} is no address of this machine") from None
+        why = f"is in use by somebody else; stop that, or set another {key}.port (0: a free one)"
+        raise PortError(f"{key}.port: {port} on {host} {why}") from None
     return bound
