@@ -44,7 +44,8 @@ def main(argv: list[str] | None = None) -> int:
         actor_setup = _setup(options, folder)
     except (config.ConfigError, ValueError) as error:
         return _end(folder, options.slot, options.generation or 0, Ending(Exit.CONFIG, str(error)))
-    logs.start(options.slot, actor_setup.cluster.log_level)
+    cluster = actor_setup.cluster
+    logs.start(options.slot, cluster.level, cluster.logs.format)
     if options.generation is None:
         try:
             actor_setup = msgspec.structs.replace(actor_setup, generation=_claim(actor_setup))
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     who = short(options.slot, actor_setup.generation)
     # `ps` explains the system; what was forked from the prefork parent would bear its name.
     setproctitle(f"troupe {who}")
-    logs.start(who, actor_setup.cluster.log_level)
+    logs.start(who, cluster.level, cluster.logs.format)
     return _actor_class(options.role)(actor_setup).run()
 
 

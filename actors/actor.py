@@ -240,7 +240,9 @@ class Actor(ABC):
         if self.part.understudies:
             # Whoever of them works is told so: an actor cannot know how many others do.
             await self.bus.flush()
-            await self.change(State.STANDBY)
+            async with self._turn:
+                # The call may come before our own write has been answered.
+                await self.change(State.STANDBY)
         else:
             await self.open()
             await self.bus.flush()

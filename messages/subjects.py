@@ -11,11 +11,11 @@ _REPLY: Final = re.compile(r"[^\s*>.\x00-\x20\x7f]+(?:\.[^\s*>.\x00-\x20\x7f]+)*
 
 Kind = Literal["chat", "completion", "generate", "embed"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
-Verb = Literal["drain", "exit", "abort", "ping", "pause", "resume", "flush", "profile", "fault", "trace", "traffic"]
+Verb = Literal["drain", "exit", "abort", "ping", "promote", "pause", "resume", "flush", "profile", "fault", "trace", "traffic", "log-level"]
 VERBS: Final[tuple[Verb, ...]] = get_args(Verb)
 Topic = Literal["actor", "gate", "restart", "drill"]
 TOPICS: Final[tuple[Topic, ...]] = get_args(Topic)
-ORDERS: Final = ("status", "drain", "restart")
+ORDERS: Final = ("status", "drain", "restart", "log-level")
 
 
 class Line(NamedTuple):

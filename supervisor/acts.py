@@ -1,6 +1,6 @@
 """What can happen to a slot, and what can be done about it: the events and commands of the restart decider."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from msgspec import Struct
 
@@ -8,6 +8,7 @@ from messages.lifecycle import State
 from supervisor.events import Bus, Tick
 
 Excuse = Literal["", "bus"]
+What = Literal["drain", "restart", "now", "out"]
 
 # Events.
 
@@ -38,12 +39,22 @@ class Adopted(Struct, frozen=True):
     reason: str = ""
 
 
+class Began(Struct, frozen=True):
+    """The process has begun to load, so many seconds after its first step."""
+
+    slot: str
+    generation: int
+    age: float
+
+
 class Seen(Struct, frozen=True):
-    """The slot's owner has registered this state."""
+    """The slot's owner has registered this state; `total` is how long it has taken to be ready, `stages` for what."""
 
     slot: str
     generation: int
     state: State
+    total: float = 0.0
+    stages: dict[str, float] = {}
 
 
 class Downloading(Struct, frozen=True):
@@ -54,20 +65,26 @@ class Downloading(Struct, frozen=True):
 
 
 class Gone(Struct, frozen=True):
-    """The process has ended; what is left of its session is being killed, and `Exited` will follow."""
+    """The process has ended, when it is known; what is left of its session is being killed. `Exited` will follow."""
 
     slot: str
     generation: int
+    died: float | None = None
 
 
 class Exited(Struct, frozen=True):
-    """The process is gone, and all of its session with it; `code` is None when nobody could tell it."""
+    """The process is gone, and all of its session with it; `code` is None when nobody could tell it.
+
+    `how` names the code or the signal shortly; `last_lines` are what its log ended with.
+    """
 
     slot: str
     generation: int
     code: int | None
     reason: str
     jitter: float = 0.0
+    how: str = ""
+    last_lines: tuple[str, ...] = ()
 
 
 class Cleared(Struct, frozen=True):
@@ -79,11 +96,12 @@ class Cleared(Struct, frozen=True):
 
 
 class Condemned(Struct, frozen=True):
-    """There is evidence that the process will do no more work."""
+    """There is evidence that the process will do no more work; its last sign of life was at `since`, if known."""
 
     slot: str
     generation: int
     why: str
+    since: float | None = None
 
 
 class Left(Struct, frozen=True):
@@ -101,11 +119,22 @@ class Lost(Struct, frozen=True):
     why: str
 
 
-class Ask(Struct, frozen=True):
-    """Somebody asks for a drain (the slot then stays stopped) or for a restart (drain, then the next generation)."""
+class Refused(Struct, frozen=True):
+    """An understudy that was called to work has not come, or has not answered."""
 
     slot: str
-    what: Literal["drain", "restart"]
+    generation: int
+    why: str
+
+
+class Ask(Struct, frozen=True):
+    """Somebody asks for a drain (the slot then stays stopped) or for a restart (drain, then the next generation).
+
+    `now` and `out` are the same without the drain: what is in flight goes on elsewhere.
+    """
+
+    slot: str
+    what: What
 
 
 class End(Struct, frozen=True):
@@ -120,6 +149,7 @@ SlotEvent = (
     | Started
     | StartFailed
     | Adopted
+    | Began
     | Seen
     | Downloading
     | Gone
@@ -128,6 +158,7 @@ SlotEvent = (
     | Condemned
     | Left
     | Lost
+    | Refused
     | Ask
     | End
 )
@@ -165,6 +196,13 @@ class Dismiss(Struct, frozen=True):
     why: str = ""
 
 
+class Promote(Struct, frozen=True):
+    """Call an understudy to work, over the bus; `Refused` says if it does not come."""
+
+    slot: str
+    generation: int
+
+
 class Clear(Struct, frozen=True):
     """Wait until the memory that a dead life had on its GPUs is free, for so long at most, and say `Cleared`."""
 
@@ -180,7 +218,7 @@ class Forget(Struct, frozen=True):
 
 
 class Note(Struct, frozen=True):
-    """Something for the log and the event stream; `text` is the log's, `reason` the stream's."""
+    """Something for the log and the event stream; `text` is the log's, `reason` and `detail` the stream's."""
 
     slot: str
     generation: int
@@ -189,6 +227,7 @@ class Note(Struct, frozen=True):
     reason: str = ""
     planned: bool = False
     bad: bool = False
+    detail: dict[str, Any] = {}
 
 
-SlotCommand = Start | Terminate | Kill | Dismiss | Clear | Forget | Note
+SlotCommand = Start | Terminate | Kill | Dismiss | Promote | Clear | Forget | Note

@@ -47,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_asking(commands)
     _add_slots(commands)
     _add_ping(commands)
+    _add_watching(commands)
     _add_drill(commands)
     return parser
 
@@ -91,15 +92,26 @@ def _add_asking(commands: Any) -> None:
     status = _command(
         commands,
         "status",
-        "show addresses, gates and slots; exit code 5 while a gate is closed",
+        "show addresses, gates and slots, or all of one slot; exit code 5 while a gate is closed, or it is not ready",
         "troupe status --wait-ready 60",
         _status,
     )
+    status.add_argument("SLOT", nargs="?", help="one slot, with how it last recovered, stage by stage")
     _where(status)
     status.add_argument("--json", action="store_true", help="as JSON")
     status.add_argument(
         "--wait-ready", type=_seconds, metavar="SECONDS", help="wait until every gate is open, so long at most"
     )
+    trace = _command(
+        commands,
+        "trace",
+        "show the way of one request: where it has been, when, and why it went on elsewhere",
+        "troupe trace 6f1c8d8e-3f0a-4a51-9d55-0d6a6c6f9a01",
+        _trace,
+    )
+    trace.add_argument("ID", help="the request's id, as the answer or its X-Request-Id has it")
+    _where(trace)
+    trace.add_argument("--json", action="store_true", help="as JSON")
     submit = _command(
         commands,
         "submit",
@@ -140,24 +152,90 @@ def _add_ping(commands: Any) -> None:
 
 
 def _add_slots(commands: Any) -> None:
-    for name, what, run in (
-        ("drain", "let a slot finish what it has and stop; it stays stopped until `troupe restart`", _drain),
-        ("restart", "let a slot finish what it has and start it anew; also one that failed or was drained", _restart),
-    ):
-        order = _command(commands, name, what, f"troupe {name} demo-decode-0 --wait 60", run)
-        order.add_argument("SLOT", help="for example demo-decode-0; `troupe status` lists them")
-        _where(order)
-        order.add_argument(
-            "--wait", type=_seconds, default=0.0, metavar="SECONDS", help="wait until it has happened, so long at most"
-        )
+    drain = _command(
+        commands,
+        "drain",
+        "let a slot finish what it has and stop; it stays stopped until `troupe restart`",
+        "troupe drain demo-decode-0 --wait 60",
+        _drain,
+    )
+    drain.add_argument("SLOT", help="for example demo-decode-0; `troupe status` lists them")
+    _where(drain)
+    drain.add_argument(
+        "--wait", type=_seconds, default=0.0, metavar="SECONDS", help="wait until it has happened, so long at most"
+    )
+    restart = _command(
+        commands,
+        "restart",
+        "let a slot finish what it has and start it anew, also one that failed or was drained; or all of a model's, one "
+        "after the other, with no request lost",
+        "troupe restart demo-decode-0 --wait 60; troupe restart --model demo --role decode",
+        _restart,
+    )
+    restart.add_argument("SLOT", nargs="?", help="for example demo-decode-0; `troupe status` lists them")
+    restart.add_argument(
+        "--model", metavar="NAME", help="all slots of this model, the next when the last is ready again"
+    )
+    restart.add_argument("--role", metavar="ROLE", help="only those of one role (without --model: of the only model)")
+    restart.add_argument("--stop", action="store_true", help="end a rolling restart after the slot that it is at")
+    _where(restart)
+    restart.add_argument(
+        "--wait",
+        type=_seconds,
+        metavar="SECONDS",
+        help="wait until it has happened, so long at most (default: not for a slot, to the end for a model)",
+    )
     logs = _command(commands, "logs", "show what a slot has written to its log", "troupe logs demo-decode-0 -f", _logs)
     logs.add_argument("SLOT", help="a slot, or: supervisor, nats, prefork-cpu, prefork-cuda")
     _where(logs)
     logs.add_argument("-f", "--follow", action="store_true", help="go on showing what is added, across restarts")
     logs.add_argument("-n", "--lines", type=int, default=50, metavar="N", help="begin so many lines before the end")
     logs.add_argument(
-        "-p", "--previous", type=int, default=0, metavar="K", help="the log of the K-th life before this one"
+        "--raw", action="store_true", help="as it stands in the file: lines of JSON, and what is not ours"
     )
+    logs.add_argument(
+        "-p", "--previous", type=int, default=0, metavar="K", help="the K-th log before: of an earlier life, as a rule"
+    )
+
+
+def _add_watching(commands: Any) -> None:
+    events = _command(
+        commands,
+        "events",
+        "show what happened: the history that NATS keeps, and with -f what happens",
+        "troupe events -f --since 10m --slot demo-decode-0",
+        _events,
+    )
+    _where(events)
+    events.add_argument("-f", "--follow", action="store_true", help="go on with what happens, until Ctrl-C")
+    events.add_argument("--since", type=_span, metavar="SPAN", help="only what happened in the last 90s, 10m, 2h or 1d")
+    events.add_argument(
+        "-n", "--lines", type=_count, metavar="N", help="only the last so many (default: 50, or all with --since)"
+    )
+    events.add_argument("--slot", metavar="SLOT", help="only what happened to this slot")
+    events.add_argument(
+        "--kind",
+        type=_kind,
+        action="append",
+        default=[],
+        metavar="KIND",
+        help="only this topic (actor, gate, restart, drill) or word of one (died, ready, ...); may be given again",
+    )
+    events.add_argument(
+        "--json", action="store_true", help="as lines of JSON, the actors' own stages of loading among them"
+    )
+    top = _command(commands, "top", "watch slots, gates and what happens, live in a terminal", "troupe top", _top)
+    _where(top)
+    level = _command(
+        commands,
+        "log-level",
+        "change how much a slot or the supervisor logs, until it is started again",
+        "troupe log-level demo-decode-0 debug",
+        _log_level,
+    )
+    level.add_argument("SLOT", help="a slot, or: supervisor")
+    level.add_argument("LEVEL", choices=("debug", "info", "warning", "error"))
+    _where(level)
 
 
 def _add_drill(commands: Any) -> None:
@@ -186,7 +264,7 @@ def _add_drill(commands: Any) -> None:
         metavar="DIR",
         help=f"where reports go (default: {DEFAULT_STATE}/drills)",
     )
-    drill.add_argument("--drills", default=_drills_file(), metavar="FILE", help="another configs/drills.yaml")
+    drill.add_argument("--drills", default=drills_file(), metavar="FILE", help="another configs/drills.yaml")
 
 
 def _command(commands: Any, name: str, what: str, example: str, run: Run) -> argparse.ArgumentParser:
@@ -212,13 +290,32 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _span(text: str) -> float:
+    from supervisor.commands.events import since
+
+    return since(text)
+
+
+def _kind(text: str) -> str:
+    from supervisor.commands.events import kind
+
+    return kind(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) > 1_000_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of lines")
+    return int(text)
+
+
 def _times(text: str) -> int:
     if not text.isdigit() or not 1 <= int(text) <= 1_000:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of times; 1 to 1000 is")
     return int(text)
 
 
-def _drills_file() -> str:
+def drills_file() -> str:
+    """Say where the plan of drills lies: here, or where Troupe itself does."""
     here = Path("configs/drills.yaml")
     return str(here if here.exists() else Path(__file__).resolve().parent.parent / here)
 
@@ -261,6 +358,12 @@ def _status(options: argparse.Namespace) -> Code:
     return status(options)
 
 
+def _trace(options: argparse.Namespace) -> Code:
+    from supervisor.commands.trace import trace
+
+    return trace(options)
+
+
 def _submit(options: argparse.Namespace) -> Code:
     from supervisor.commands.submit import submit
 
@@ -289,6 +392,24 @@ def _drill(options: argparse.Namespace) -> Code:
     from supervisor.commands.drill import drill
 
     return drill(options)
+
+
+def _events(options: argparse.Namespace) -> Code:
+    from supervisor.commands.events import events
+
+    return events(options)
+
+
+def _top(options: argparse.Namespace) -> Code:
+    from supervisor.commands.top import top
+
+    return top(options)
+
+
+def _log_level(options: argparse.Namespace) -> Code:
+    from supervisor.commands.log_level import log_level
+
+    return log_level(options)
 
 
 def _logs(options: argparse.Namespace) -> Code:

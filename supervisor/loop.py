@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from nats.aio.msg import Msg
@@ -26,8 +26,10 @@ from messages.gate import Gate
 from messages.ids import short
 from messages.lifecycle import Control, Event, Heartbeat, Registration, Stage, State
 from messages.subjects import last_token
-from supervisor import acts, events, restart, roster, spawner, state, world
+from messages.telemetry import Traffic
+from supervisor import acts, events, restart, roster, spawner, state, understudies, world
 from supervisor.cards import Cards
+from supervisor.counts import Counts
 from supervisor.desk import Desk
 from supervisor.forget import forget
 from supervisor.ground import Ground
@@ -37,7 +39,12 @@ from supervisor.slots import Slots
 from supervisor.spec import Spec
 from supervisor.state import Folder
 from supervisor.teller import Teller, WhenOpen
+from supervisor.traffic import Ledger
 from supervisor.world import World
+
+if TYPE_CHECKING:
+    from supervisor.dashboard.page import Page
+    from supervisor.metrics import Sources
 
 log = logging.getLogger("troupe.supervisor")
 
@@ -46,7 +53,7 @@ LATE: Final = 2 * TICK
 """Seconds between two events after which we were late ourselves: a tick is at most half of that away."""
 PING_SECONDS: Final = 2.0
 ABORT_PAUSE: Final = 0.2
-TRIM_EVERY: Final = 60.0
+TRIM_EVERY: Final = 2.0
 CANCEL_SECONDS: Final = 5.0
 
 
@@ -64,10 +71,15 @@ class Supervisor:
     ) -> None:
         self._specs = specs
         self._grace = cluster.nats.grace
+        self._log_bytes = cluster.logs.max_bytes
+        self._cluster = cluster
         self._ground = Ground(cluster, specs, config, folder)
         self._when_open = when_open
         self._cards = Cards(gpus)
-        self._world: World = world.begin(specs, time.monotonic(), grace=cluster.nats.grace)
+        self._world: World = world.begin(specs, time.monotonic(), grace=cluster.nats.grace, watch=cluster.watch)
+        self._ledger = Ledger(time.time())
+        self._counts = Counts()
+        self._started = time.time()
         self._tasks: asyncio.TaskGroup
         self._slots: Slots
         self._teller: Teller
@@ -75,6 +87,7 @@ class Supervisor:
         self._wake: asyncio.TimerHandle | None = None
         self._over: asyncio.Event
         self._main: asyncio.Task[None] | None = None
+        self._page: Page | None = None
         self._begun = False
 
     @property
@@ -118,12 +131,18 @@ class Supervisor:
                 await self._remember_gates()
                 await ground.bus.subscribe(ground.subjects.heartbeats, self._on_heartbeat)
                 await ground.bus.subscribe(ground.subjects.events_of("actor"), self._on_actor)
-                await Desk(ground, self._slots, lambda: self._world, self._feed).open()
+                await ground.bus.subscribe(ground.subjects.traffics, self._on_traffic)
+                desk = Desk(ground, self._slots, lambda: self._world, self._feed)
+                await desk.open()
+                self._page = await self._make_page(desk)
                 background = [
                     self._tasks.create_task(ground.registry.keep(">", self._on_registry, self._on_registration)),
                     self._tasks.create_task(self._teller.keep_gates(lambda: self._world.doors)),
                     self._tasks.create_task(self._tick()),
                 ]
+                if self._page is not None:
+                    await self._page.open()
+                    background.append(self._tasks.create_task(self._page.keep()))
                 if ground.embedded is not None:
                     background.append(self._tasks.create_task(ground.embedded.keep()))
                 # Only now, when all that runs is known: with the bus there, what does not run is started.
@@ -137,6 +156,34 @@ class Supervisor:
                 await self._slots.stop_parents()
             finally:
                 self._slots.close()
+                if self._page is not None:
+                    await self._page.close(ended=self._world.lives.over)
+
+    async def _make_page(self, desk: Desk) -> "Page | None":
+        """Make the page, if there is to be one; without it neither it nor its HTTP server is loaded."""
+        if self._ground.listener is None:
+            return None
+        from supervisor import metrics
+        from supervisor.dashboard import token
+        from supervisor.dashboard.page import Page
+
+        secret = await asyncio.to_thread(token.have, self._ground.folder.token_file)
+        log.info("the page is at %s", self._ground.record.dashboard)
+        page = Page(self._ground, self._cluster, self._ground.listener, secret, desk, self._teller, self._ledger, self._own)
+        page.server.add("GET", "/metrics", lambda request: metrics.answer(request, self._sources()))
+        return page
+
+    def _sources(self) -> "Sources":
+        """All that Prometheus is told."""
+        from supervisor.metrics import Sources
+
+        return Sources(
+            world=self._world,
+            ledger=self._ledger,
+            counts=self._counts,
+            bus=self._ground.bus,
+            started=self._started,
+        )
 
     async def _adopt(self) -> None:
         """Take over what an earlier supervisor left running, and end what is in no cast any more."""
@@ -178,6 +225,8 @@ class Supervisor:
         self._world, commands = world.step(self._world, event, now)
         for command in commands:
             self._do(command)
+        if self._page is not None and (commands or not isinstance(event, events.Tick | roster.Beat)):
+            self._page.changed()
         self._set_wake(now)
         if self._world.lives.over:
             self._over.set()
@@ -202,10 +251,15 @@ class Supervisor:
                 self._own(forget(self._ground.registry, self._ground.subjects, role, slot, generation))
             case acts.Dismiss(slot, generation, why):
                 self._own(self._dismiss(slot, generation, why))
+            case acts.Promote(slot, generation):
+                self._own(self._promote(slot, generation))
             case acts.Note():
+                self._counts.note(command, self._world.lives.slots[command.slot])
                 self._teller.note(command, self._world, self._slots.running.get(command.slot))
             case roster.Look(slot, generation):
                 self._own(self._look(slot, generation))
+            case roster.Peek(slot, generation):
+                self._own(self._peek(slot, generation))
             case world.WriteGate(gate, what):
                 self._world = world.stamp(self._world, gate.alias, time.time())
                 self._teller.gate(gate, what)
@@ -227,7 +281,7 @@ class Supervisor:
             self._feed(events.Tick())
             if time.monotonic() - trimmed > TRIM_EVERY:
                 trimmed = time.monotonic()
-                await asyncio.to_thread(self._slots.trim_logs)
+                await asyncio.to_thread(self._slots.trim_logs, self._log_bytes)
 
     # Processes.
 
@@ -254,11 +308,12 @@ class Supervisor:
         await self._await_end(slot, generation)
 
     async def _await_end(self, slot: str, generation: int) -> None:
-        await self._slots.running[slot].process.wait_alone()
+        process = self._slots.running[slot].process
+        await process.wait_alone()
         # Told at once: those who send it work look at the registry.
-        self._feed(acts.Gone(slot, generation))
-        code, reason = await self._slots.ended(slot)
-        self._feed(acts.Exited(slot, generation, code, reason, _jitter()))
+        self._feed(acts.Gone(slot, generation, process.ended_at))
+        end = await self._slots.ended(slot)
+        self._feed(acts.Exited(slot, generation, end.code, end.reason, _jitter(), end.how, end.last_lines))
 
     async def _clear(self, slot: str, generation: int) -> None:
         """Wait until a dead life's GPUs have their memory back, and say who holds it if they have not."""
@@ -285,6 +340,12 @@ class Supervisor:
                 answer = "unasked"
         self._feed(roster.Looked(slot, generation, found, answer))
 
+    async def _peek(self, slot: str, generation: int) -> None:
+        """Look whether the process of a slot that has not been heard for a moment is stopped: that is proof at once."""
+        running = self._slots.running.get(slot)
+        if running is not None and (found := await running.process.state()) is not None and found in "TZX":
+            self._feed(roster.Looked(slot, generation, found, "unasked"))
+
     async def _dismiss(self, slot: str, generation: int, why: str) -> None:
         """Ask an external slot's actor to drain, or to exit at once for a reason; who is not there hears nothing."""
         ground = self._ground
@@ -295,6 +356,14 @@ class Supervisor:
             )
         except (BusError, ServiceError) as error:
             log.warning("%s could not be asked to %s: %s", short(slot, generation), "exit" if why else "drain", error)
+
+    async def _promote(self, slot: str, generation: int) -> None:
+        """Call an understudy to work; that it has come is read in the registry."""
+        ground, asked = self._ground, codec.to_json(Control(generation=generation))
+        try:
+            await ground.bus.request(ground.subjects.control(slot, "promote"), asked, timeout=understudies.CALL)
+        except (BusError, ServiceError) as error:
+            self._feed(acts.Refused(slot, generation, str(error)))
 
     # The bus.
 
@@ -313,6 +382,8 @@ class Supervisor:
     def _on_registry(self, whole: dict[str, bytes]) -> None:
         """Compare the registry with what runs: a registration of ours that has no process is deleted."""
         found = [registration for key, value in whole.items() if (registration := _registration(key, value))]
+        for slot in self._ledger.there - {registration.slot for registration in found}:
+            self._ledger.gone(slot)
         self._feed(roster.Whole({registration.slot: registration for registration in found}))
         for registration in found:
             self._check(registration)
@@ -320,6 +391,7 @@ class Supervisor:
     def _on_registration(self, key: str, value: bytes | None) -> None:
         if value is None:
             if not key.startswith("gen."):
+                self._ledger.gone(last_token(key))
                 self._feed(roster.Unregistered(last_token(key)))
         elif registration := _registration(key, value):
             self._feed(roster.Registered(registration))
@@ -327,6 +399,8 @@ class Supervisor:
 
     def _check(self, registration: Registration) -> None:
         slot = registration.slot
+        if registration.role == "processor" and not self._ledger.knows(slot, registration.generation):
+            self._own(self._ask_traffic(slot))
         life = self._world.lives.slots.get(slot)
         running = self._slots.running.get(slot)
         if life is None or life.spec.external:
@@ -338,9 +412,13 @@ class Supervisor:
             self._own(forget(ground.registry, ground.subjects, life.spec.role, slot, generation))
 
     def _on_stage(self, slot: str, stage: Stage) -> None:
-        if stage.stage == "download":
+        if stage.stage == "start":
+            self._feed(acts.Began(slot, stage.generation, stage.seconds))
+        elif stage.stage == "download":
             self._feed(acts.Downloading(slot, stage.generation))
         self._teller.stage(slot, stage)
+        if self._page is not None:
+            self._page.changed()
 
     async def _on_actor(self, msg: Msg) -> None:
         """Take in what the actors of external slots say before they can register."""
@@ -351,9 +429,21 @@ class Supervisor:
                 if state_ not in (State.READY, State.DRAINING):
                     self._feed(acts.Seen(event.of, event.generation, state_))
 
+    async def _ask_traffic(self, slot: str) -> None:
+        """Have a processor tell what it has counted; one that cannot be asked now tells when there is something new."""
+        with contextlib.suppress(BusError, ServiceError):
+            await self._ground.bus.publish(self._ground.subjects.control(slot, "traffic"))
+
+    async def _on_traffic(self, msg: Msg) -> None:
+        with contextlib.suppress(msgspec.DecodeError):
+            self._ledger.take(codec.from_msgpack(msg.data, Traffic), time.time())
+
     async def _on_heartbeat(self, msg: Msg) -> None:
         with contextlib.suppress(msgspec.DecodeError):
-            self._feed(roster.Beat(codec.from_json(msg.data, Heartbeat)))
+            beat = codec.from_json(msg.data, Heartbeat)
+            self._feed(roster.Beat(beat))
+            if (spec := self._specs.get(beat.slot)) is not None:
+                self._counts.beat(beat, (spec.model, spec.role))
 
 
 async def _cancelled(tasks: list[asyncio.Task[None]]) -> None:

@@ -3,12 +3,14 @@
 import socket
 import time
 
+from messages.config import without_secrets
 from messages.gate import Gate
 from messages.ids import parse_slot
 from messages.lifecycle import Heartbeat, Registration, State
-from messages.supervise import SlotStatus, Status
+from messages.supervise import Rolling, SlotStatus, Status
 from supervisor import outside, spawner
 from supervisor.restart import Life, Phase
+from supervisor.rolling import Roll
 from supervisor.slots import Running
 from supervisor.state import ClusterRecord, Folder, ProcessRecord
 from supervisor.world import World
@@ -19,10 +21,12 @@ def of_world(world: World, running: dict[str, Running], record: ClusterRecord, n
     return Status(
         cluster=record.cluster,
         host=socket.gethostname(),
-        nats=record.nats.urls,
+        nats=[without_secrets(url) for url in record.nats.urls],
         http=_http_of(gates := [door.gate for door in world.doors.values() if door.gate is not None]) | record.http,
         gates=gates,
         slots=[_slot(life, world, running.get(slot), now) for slot, life in world.lives.slots.items()],
+        dashboard=record.dashboard,
+        rolling=[_rolling(roll) for roll in world.rolls.values()],
     )
 
 
@@ -35,10 +39,24 @@ def of_folder(folder: Folder, record: ClusterRecord, registry: list[Registration
     return Status(
         cluster=record.cluster,
         host=socket.gethostname(),
-        nats=record.nats.urls,
+        nats=[without_secrets(url) for url in record.nats.urls],
         http=_http_of(gates) | record.http,
         gates=gates,
         slots=slots,
+        dashboard=record.dashboard,
+    )
+
+
+def _rolling(roll: Roll) -> Rolling:
+    return Rolling(
+        id=roll.id,
+        model=roll.model,
+        role=roll.role,
+        at=roll.at,
+        done=roll.done,
+        total=roll.total,
+        state=roll.state,
+        why=roll.why,
     )
 
 
@@ -65,6 +83,9 @@ def _slot(life: Life, world: World, running: Running | None, now: float) -> Slot
         load_seconds=entry.registration.load_seconds if entry is not None else 0.0,
         http=(entry.registration.http or "") if entry is not None else "",
         events=_events(entry.registration) if entry is not None else [],
+        recovery=life.recovered.stages if life.recovered is not None else {},
+        recovered=round(now - life.recovered.at, 3) if life.recovered is not None else 0.0,
+        standby=life.phase is Phase.STANDBY,
     )
     if spec.external:
         _add_registered(status, entry.registration if entry is not None else None)
@@ -95,6 +116,7 @@ def _left(
         state=(ours.state if ours is not None else State.LOADING) if alive else State.STOPPED,
         seconds=round(time.time() - process.started, 3),
         live=ours is not None and ours.state is State.READY,
+        standby=ours is not None and ours.state is State.STANDBY,
         generation=process.generation,
         restarts=process.restarts,
         reason=process.reason if alive else f"its process is gone, and {gone}",
@@ -145,7 +167,7 @@ def _events(registration: Registration) -> list[str]:
 
 
 def _with_figures(status: SlotStatus, beat: Heartbeat | None) -> SlotStatus:
-    if beat is not None and status.state in (Phase.READY, Phase.DRAINING):
+    if beat is not None and status.state in (Phase.STANDBY, Phase.READY, Phase.DRAINING):
         status.in_flight = beat.in_flight
         status.queued = beat.queued
         status.capacity = beat.capacity

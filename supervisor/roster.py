@@ -1,8 +1,8 @@
 """Keeps who is registered, whose lease is live and who is stuck: pure, `(state, event, now) -> (state, findings)`.
 
 Evidence against a slot, the surest first: a process of its engine is stopped, a zombie or gone; its engine, being idle,
-does not answer a health probe; it has work and shows no progress; its lease is over. A lease that is over is only a
-reason to look: at the process, and by asking the actor.
+does not answer a health probe; it has work and shows no progress (`messages/stall.py`); its lease is over. A heartbeat
+that is late is only a reason to look whether its process is stopped, a lease that is over one to ask the actor as well.
 Leases run on the observer's own monotonic clock and start anew, in full, whenever the observer could not see: after
 it was late itself, and after its bus was away.
 """
@@ -10,24 +10,14 @@ it was late itself, and after its bus was away.
 from typing import Final, Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 
-from messages.ids import Role
+from messages import stall
+from messages.config import Watch
 from messages.lifecycle import LEASE, Heartbeat, Probed, Registration, State
 from supervisor.events import Bus, Tick
 from supervisor.spec import ENGINE_ROLES
 
-STALL: Final = 1.5
-"""Seconds with work, but neither a step nor CPU time spent, after which an engine is stuck."""
-PREFILL: Final = 30.0
-"""The same for one that computes a prompt, or whose CPU time goes on: a kernel may be compiled on first use."""
-PREFILL_A_TOKEN: Final = 0.01
-"""Seconds more for each prompt token not yet computed: 100 tokens/s is slow even for a CPU."""
-WAITING: Final = 330.0
-"""The same for a prefill actor whose CPU time goes on: it may be waiting for decode to reserve room, and SGLang itself
-fails such a request after 300 s. (Seen: decode full of long streams, and prefill killed for it after 30.)"""
-IDLE_CPU: Final = 0.1
-"""Share of a core below which a process spends no CPU time worth the name: NIXL's threads alone take 0.04."""
 PROBE_FAILURES: Final = 2
 """Health probes in a row that an engine has answered with a failure, after which it is taken to be ill. One that is not
 answered at all within its deadline is enough."""
@@ -63,6 +53,7 @@ class Roster(Struct, frozen=True, kw_only=True):
     known: bool = False
     grace: float = 30.0
     external: frozenset[str] = frozenset()
+    watch: Watch = field(default_factory=Watch)
 
 
 # Events.
@@ -118,12 +109,20 @@ class Look(Struct, frozen=True):
     generation: int
 
 
+class Peek(Struct, frozen=True):
+    """Look whether a slot's process is stopped: its heartbeat is late."""
+
+    slot: str
+    generation: int
+
+
 class Stuck(Struct, frozen=True):
-    """There is evidence that this incarnation will do no more work."""
+    """There is evidence that this incarnation will do no more work, of which `since` was the last sign of life."""
 
     slot: str
     generation: int
     why: str
+    since: float
 
 
 class Vanished(Struct, frozen=True):
@@ -142,7 +141,7 @@ class Lapsed(Struct, frozen=True):
     over: bool
 
 
-Finding = Look | Stuck | Vanished | Lapsed
+Finding = Look | Peek | Stuck | Vanished | Lapsed
 
 
 def step(roster: Roster, event: Event, now: float) -> tuple[Roster, list[Finding]]:
@@ -162,7 +161,7 @@ def step(roster: Roster, event: Event, now: float) -> tuple[Roster, list[Finding
         case Beat(heartbeat):
             entry = _of(roster, heartbeat.slot, heartbeat.generation)
             if entry is not None:
-                roster = _with(roster, _beat(entry, heartbeat, now, findings))
+                roster = _with(roster, _beat(entry, heartbeat, roster.watch, now, findings))
         case Bus(up):
             entries = {slot: _anew(entry, now) for slot, entry in roster.entries.items()} if up else roster.entries
             roster = msgspec.structs.replace(roster, bus=up, entries=entries)
@@ -171,10 +170,11 @@ def step(roster: Roster, event: Event, now: float) -> tuple[Roster, list[Finding
             roster = msgspec.structs.replace(roster, entries=entries)
         case Tick() if roster.bus:
             for entry in list(roster.entries.values()):
-                roster = _with(roster, _lease(entry, now, findings))
+                roster = _with(roster, _lease(entry, roster, now, findings))
         case Looked(slot, generation, process, answer):
             entry = _of(roster, slot, generation)
-            if entry is not None and entry.expired and roster.bus:
+            proof = entry is not None and process is not None and process in "TZX"
+            if entry is not None and roster.bus and (entry.expired or proof):
                 if slot in roster.external and answer in ("nobody", "silent"):
                     said = "nobody listens in its place" if answer == "nobody" else "no answer"
                     why = f"no heartbeat for {now - entry.heard:.1f} s and {said}"
@@ -206,29 +206,24 @@ def _anew(entry: Entry, now: float) -> Entry:
     return msgspec.structs.replace(entry, heard=now, mark=now, expired=False)
 
 
-def _beat(entry: Entry, beat: Heartbeat, now: float, findings: list[Finding]) -> Entry:
+def _beat(entry: Entry, beat: Heartbeat, watch: Watch, now: float, findings: list[Finding]) -> Entry:
     """Renew the lease, and compare with what was seen at the last sign of progress."""
     generation = beat.generation
     if entry.expired:
         findings.append(Lapsed(beat.slot, generation, over=False))
-    cpu = beat.cpu_seconds + sum(child.cpu_seconds for child in beat.children)
-    entry = msgspec.structs.replace(entry, beat=beat, heard=now, expired=False)
-    for child in beat.children:
-        if child.state in ("T", "Z", "X"):
-            found = {"T": "is stopped", "Z": "is a zombie", "X": "is gone"}[child.state]
-            findings.append(Stuck(beat.slot, generation, f"its engine's process {child.pid} {found}"))
-            return entry
-    if beat.probe is not None and (ill := _ill(beat.probe)):
-        findings.append(Stuck(beat.slot, generation, ill))
+    cpu = stall.cpu_of(beat)
+    before, entry = entry.heard, msgspec.structs.replace(entry, beat=beat, heard=now, expired=False)
+    if dead := stall.dead_child(beat):
+        findings.append(Stuck(beat.slot, generation, dead, before))
         return entry
-    working = beat.in_flight > beat.queued
-    if not working or beat.steps != entry.mark_steps or entry.registration.role not in ENGINE_ROLES:
+    if beat.probe is not None and (ill := _ill(beat.probe)):
+        findings.append(Stuck(beat.slot, generation, ill, now - beat.probe.age - beat.probe.seconds))
+        return entry
+    role = entry.registration.role
+    if not stall.works(beat) or beat.steps != entry.mark_steps or role not in ENGINE_ROLES:
         return msgspec.structs.replace(entry, mark=now, mark_steps=beat.steps, mark_cpu=cpu)
-    still, spent = now - entry.mark, cpu - entry.mark_cpu
-    if still >= _patience(entry.registration.role, beat, spending=spent >= IDLE_CPU * still):
-        work = f"{beat.in_flight} requests in flight"
-        why = f"stalled: {work}, no step for {still:.1f} s, {max(spent, 0.0):.2f} s of CPU time spent"
-        findings.append(Stuck(beat.slot, generation, why))
+    if why := stall.stalled(role, beat, now - entry.mark, cpu - entry.mark_cpu, watch):
+        findings.append(Stuck(beat.slot, generation, why, entry.mark))
     return entry
 
 
@@ -241,19 +236,16 @@ def _ill(probe: Probed) -> str:
     return ""
 
 
-def _patience(role: Role, beat: Heartbeat, *, spending: bool) -> float:
-    """Say how long an engine with work may show no step."""
-    if not beat.prefilling and not spending:
-        return STALL
-    computing = PREFILL + PREFILL_A_TOKEN * beat.prefill_tokens
-    return max(computing, WAITING) if role == "prefill" and spending else computing
-
-
-def _lease(entry: Entry, now: float, findings: list[Finding]) -> Entry:
-    """End a lease that is over, and look at its owner, again and again while it stays so."""
-    if entry.registration.state not in (State.READY, State.DRAINING) or now - entry.heard < LEASE:
-        return entry
+def _lease(entry: Entry, roster: Roster, now: float, findings: list[Finding]) -> Entry:
+    """End a lease that is over, and look at its owner, again and again while it stays so; before that, a peek."""
     slot, generation = entry.registration.slot, entry.registration.generation
+    silent = now - entry.heard
+    if entry.registration.state not in (State.READY, State.STANDBY, State.DRAINING) or silent < roster.watch.look:
+        return entry
+    if silent < LEASE:
+        if slot not in roster.external:
+            findings.append(Peek(slot, generation))
+        return entry
     if not entry.expired:
         findings.append(Lapsed(slot, generation, over=True))
     elif now - entry.looked < LOOK_AGAIN:
@@ -268,13 +260,17 @@ def _judge(entry: Entry, process: str | None, answer: str, grace: float, now: fl
     silent = now - entry.heard
     if process is not None and process in "TZX":
         state = "is stopped" if process == "T" else "has ended"
-        findings.append(Stuck(slot, generation, f"no heartbeat for {silent:.1f} s and its process {state}"))
+        findings.append(
+            Stuck(slot, generation, f"no heartbeat for {silent:.1f} s and its process {state}", entry.heard)
+        )
     elif answer == "answered":
         findings.append(Lapsed(slot, generation, over=False))
         return _anew(entry, now)
     elif answer == "silent":
-        findings.append(Stuck(slot, generation, f"no heartbeat for {silent:.1f} s and no answer, on a well bus"))
+        why = f"no heartbeat for {silent:.1f} s and no answer, on a well bus"
+        findings.append(Stuck(slot, generation, why, entry.heard))
     elif answer == "nobody" and silent >= grace + LEASE:
         # An actor that has lost the bus ends by itself after its grace; one that does not is stuck.
-        findings.append(Stuck(slot, generation, f"off the bus for {silent:.1f} s; its grace is {grace:g} s"))
+        why = f"off the bus for {silent:.1f} s; its grace is {grace:g} s"
+        findings.append(Stuck(slot, generation, why, entry.heard))
     return entry

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -26,11 +26,21 @@ from supervisor.state import Folder, ProcessRecord
 log = logging.getLogger("troupe.slots")
 
 STATUS_SECONDS: Final = 0.5
-LOG_BYTES: Final = 64 << 20
 LINE_BYTES: Final = 65_536
+LAST_WORDS: Final = 300
+"""Characters of a log's last line that stand in a reason."""
 
 OnStage = Callable[[str, Stage], None]
 OnExit = Callable[[str, int, int | None, str], None]
+
+
+class End(NamedTuple):
+    """How a life ended: its exit code (None: nobody knows), why, what that code or signal is called, its last lines."""
+
+    code: int | None
+    reason: str
+    how: str
+    last_lines: tuple[str, ...]
 
 
 class Running:
@@ -89,8 +99,8 @@ class Slots:
         self.running[spec.slot] = running = Running(process, record, parent, adopted=True)
         return running
 
-    async def ended(self, slot: str) -> tuple[int | None, str]:
-        """Wait until the slot's process is gone; return its exit code (None: nobody knows) and the reason in words."""
+    async def ended(self, slot: str) -> End:
+        """Wait until the slot's process is gone; return how it ended."""
         running = self.running[slot]
         status = await running.process.wait()
         folder = self._folder.slot(slot)
@@ -100,7 +110,7 @@ class Slots:
         if status is None and note is None and running.parent is not None:
             status = await running.parent.status_of(running.process.pid, STATUS_SECONDS)
         del self.running[slot]
-        return _verdict(status, note, await asyncio.to_thread(state.last_words, folder / "log"))
+        return _verdict(status, note, await asyncio.to_thread(state.last_lines, folder / "log"))
 
     def signal(self, slot: str, generation: int, number: signal.Signals) -> None:
         """Send a signal to the actor of this life; to an earlier one, to nobody."""
@@ -114,16 +124,12 @@ class Slots:
         if running is not None and running.record.generation == generation:
             running.process.kill()
 
-    def trim_logs(self) -> None:
-        """Cut logs that have grown beyond their bound; what they said last is kept as log.1."""
-        for slot in self.running:
-            path = self._folder.slot(slot) / "log"
+    def trim_logs(self, most: int) -> None:
+        """Begin anew the logs that have more bytes than that; what they said last is kept as log.1."""
+        for slot in list(self.running):
             with contextlib.suppress(OSError):
-                if path.stat().st_size > LOG_BYTES:
-                    with path.open("rb") as file:
-                        file.seek(-(1 << 20), os.SEEK_END)
-                        path.with_name("log.1").write_bytes(file.read())
-                    os.truncate(path, 0)
+                if state.cut(self._folder.slot(slot) / "log", most):
+                    log.info("%s: its log had more than %d bytes; it goes on as a new one", slot, most)
 
     def refuse_forks(self) -> None:
         """Let nobody wait for a parent any more: everything ends."""
@@ -218,20 +224,27 @@ async def end_parents(folder: Folder) -> None:
         await asyncio.to_thread((path / "process.json").unlink, missing_ok=True)
 
 
-def _verdict(status: int | None, note: ExitNote | None, words: str) -> tuple[int | None, str]:
+def _verdict(status: int | None, note: ExitNote | None, lines: list[str]) -> End:
     """Say how a life ended: by what the actor wrote, by what its parent saw, by its last line."""
+    last = tuple(lines)
     if status is not None and status < 0:
-        return None, f"killed by {_signal_name(-status)}"
+        name = _signal_name(-status)
+        return End(None, f"killed by {name}", name, last)
     if note is not None:
-        return note.code, f"{note.reason} ({_code_name(note.code)})"
+        return End(note.code, f"{note.reason} ({_code_name(note.code)})", _name(note.code), last)
     if status is None:
-        return None, "killed, cause unknown"
-    return status, f"{_code_name(status)}{': ' + words if words else ''}"
+        return End(None, "killed, cause unknown", "", last)
+    words = lines[-1][-LAST_WORDS:] if lines else ""
+    return End(status, f"{_code_name(status)}{': ' + words if words else ''}", _name(status), last)
 
 
 def _code_name(code: int) -> str:
-    names = {int(known): known.name.lower().replace("_", " ") for known in Exit}
-    return f"exit code {code}{', ' + names[code] if code in names and code else ''}"
+    name = _name(code)
+    return f"exit code {code}{', ' + name if name and code else ''}"
+
+
+def _name(code: int) -> str:
+    return {int(known): known.name.lower().replace("_", " ") for known in Exit}.get(code, "")
 
 
 def _signal_name(number: int) -> str:

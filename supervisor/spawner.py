@@ -27,7 +27,7 @@ class SpawnError(Exception):
 
 
 class Process:
-    """One process that is watched until its end."""
+    """One process that is watched until its end; `ended_at` is when that was, in monotonic seconds."""
 
     def __init__(self, pid: int, start_time: int, pidfd: int, popen: subprocess.Popen[bytes] | None = None) -> None:
         self.pid = pid
@@ -35,6 +35,7 @@ class Process:
         self._pidfd = pidfd
         self._popen = popen
         self._ended = asyncio.Event()
+        self.ended_at: float | None = None
         asyncio.get_running_loop().add_reader(pidfd, self._on_end)
 
     @property
@@ -80,6 +81,7 @@ class Process:
     def _on_end(self) -> None:
         asyncio.get_running_loop().remove_reader(self._pidfd)
         os.close(self._pidfd)
+        self.ended_at = time.monotonic()
         self._ended.set()
 
 

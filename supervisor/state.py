@@ -1,5 +1,6 @@
 """The state folder: who holds it, what runs, on which ports; all that a later supervisor or command needs to know.
 
+dashboard.token       what the page's buttons ask for, mode 0600
 lock                  held by the living supervisor (flock), with its pid in it
 cluster.json          how to reach the cluster, mode 0600: it may hold credentials
 supervisor.log        what the supervisor said
@@ -18,12 +19,13 @@ from typing import Final, Literal, TypeVar
 import msgspec
 from msgspec import Struct, field
 
-from messages import codec
+from messages import codec, logs
 from messages.config import Nats
 
 T = TypeVar("T")
 
 LOGS_KEPT: Final = 5
+BLOCK: Final = 1 << 20
 
 
 class HeldError(Exception):
@@ -55,7 +57,8 @@ class ProcessRecord(Struct, kw_only=True):
 class ClusterRecord(Struct, kw_only=True):
     """How to reach the cluster of this folder; `http` has the base URL of each model's door, `models` their aliases.
 
-    `external` are the slots that other managers start, of which this folder knows nothing else.
+    `external` are the slots that other managers start, of which this folder knows nothing else. `dashboard` is the
+    address of the supervisor's page, empty if there is none.
     """
 
     cluster: str
@@ -67,6 +70,7 @@ class ClusterRecord(Struct, kw_only=True):
     ports: dict[str, int] = field(default_factory=dict)
     started: float = 0.0
     external: list[str] = field(default_factory=list)
+    dashboard: str = ""
 
 
 class Folder:
@@ -137,6 +141,11 @@ class Folder:
         return self.root / "nats"
 
     @property
+    def token_file(self) -> Path:
+        """What proves that a browser's actions are meant: the token of the supervisor's page."""
+        return self.root / "dashboard.token"
+
+    @property
     def cluster_file(self) -> Path:
         """Where it is written how to reach the cluster."""
         return self.root / "cluster.json"
@@ -167,18 +176,59 @@ def rotate(log: Path) -> None:
     """Keep the log of the life before as log.1, the one before that as log.2, and so on; the oldest goes."""
     if not log.exists() or log.stat().st_size == 0:
         return
+    _make_room(log)
+    log.replace(log.with_name("log.1"))
+
+
+def cut(log: Path, most: int) -> bool:
+    """Where a log that is being written has more bytes than that, keep its end as log.1 and begin it anew.
+
+    Whoever writes it appends to it, and goes on as before. What is written in the moment between is lost.
+    """
+    try:
+        size = log.stat().st_size
+    except FileNotFoundError:
+        return False
+    if size <= most:
+        return False
+    _make_room(log)
+    with log.open("rb") as whole, log.with_name("log.1").open("wb") as kept:
+        whole.seek(size - most)
+        whole.readline()
+        while block := whole.read(BLOCK):
+            kept.write(block)
+    os.truncate(log, 0)
+    return True
+
+
+def _make_room(log: Path) -> None:
     for number in range(LOGS_KEPT - 1, 0, -1):
         with contextlib.suppress(FileNotFoundError):
             log.with_name(f"log.{number}").replace(log.with_name(f"log.{number + 1}"))
-    log.replace(log.with_name("log.1"))
 
 
 def last_words(log: Path) -> str:
     """Return the last line of a log that says something, at most 300 characters of it."""
+    lines = last_lines(log, 1)
+    return lines[-1][-300:] if lines else ""
+
+
+def last_lines(log: Path, count: int = 20, size: int = 4_096) -> list[str]:
+    """Return the last lines of a log that say something, as people read them; `size` bounds their bytes together."""
     try:
         with log.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 4_096))
-            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 4 * size))
+            data = file.read()
     except FileNotFoundError:
-        return ""
-    return lines[-1][-300:] if lines else ""
+        return []
+    shown = "\n".join(logs.as_text(line) for line in data.decode(errors="replace").splitlines())
+    found: list[str] = []
+    for line in reversed(shown.splitlines()):
+        if not line.strip():
+            continue
+        if len(found) == count or size <= 0:
+            break
+        cut = line.rstrip().encode()[:size]
+        size -= len(cut)
+        found.append(cut.decode(errors="ignore"))
+    return found[::-1]

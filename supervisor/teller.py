@@ -66,20 +66,23 @@ class Teller:
 
     def note(self, note: Note, world: World, running: Running | None) -> None:
         """Tell what happened to a slot, with the figures that go with it."""
-        text, detail = note.text, {}
+        text, detail = note.text, dict(note.detail)
         entry = world.roster.entries.get(note.slot)
-        if note.what == "ready" and entry is not None and running is not None and not running.adopted:
+        if note.what in ("ready", "standby") and entry is not None and running is not None and not running.adopted:
             spent = time.monotonic() - world.lives.slots[note.slot].started
             stages = {"process": spent - entry.registration.load_seconds} | entry.registration.stages
             shown = ", ".join(f"{name.replace('_', '-')} {length:.1f}" for name, length in stages.items())
-            text = f"ready after {spent:.1f} s ({shown})"
-            detail = {"seconds": round(spent, 3), "stages": entry.registration.stages}
+            text = f"{note.what} after {spent:.1f} s ({shown})"
+            detail |= {"seconds": round(spent, 3), "stages": entry.registration.stages}
+            if "recovery" in detail:
+                text += f", {detail['outage']:.1f} s after it died"
         elif note.what == "started" and running is not None:
             text = f"started (pid {running.process.pid}, {running.record.spawn})"
-            detail = {"pid": running.process.pid}
-        log.log(logging.WARNING if note.bad else logging.INFO, "%s %s", short(note.slot, note.generation), text)
-        about = {"generation": note.generation, "reason": note.reason, "planned": note.planned, "detail": detail}
-        self.publish("restart", note.slot, note.what, **about)
+            detail |= {"pid": running.process.pid}
+        about = {"slot": note.slot, "generation": note.generation}
+        log.log(logging.WARNING if note.bad else logging.INFO, "%s %s", short(note.slot, note.generation), text, extra=about)
+        more = {"generation": note.generation, "reason": note.reason, "planned": note.planned, "detail": detail}
+        self.publish("restart", note.slot, note.what, **more)
 
     def gate(self, gate: Gate, what: str) -> None:
         """Tell that a gate has been decided anew; `keep_gates` writes it."""

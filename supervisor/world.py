@@ -9,28 +9,40 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
+from messages.config import Watch
 from messages.gate import Gate
 from messages.ids import Role
 from messages.lifecycle import State
-from supervisor import acts, gate, outside, restart, roster
+from supervisor import acts, gate, outside, restart, rolling, roster, understudies
 from supervisor.acts import Note
 from supervisor.events import Bus, Tick
 from supervisor.gate import Door, Wanted
 from supervisor.restart import Life, Lives, Phase
-from supervisor.roster import Look, Roster
+from supervisor.rolling import Roll
+from supervisor.roster import Look, Peek, Roster
 from supervisor.spec import Spec
 
+NEWS: Final = {
+    Phase.LOADING: (State.STANDBY, State.READY, State.DRAINING),
+    Phase.STANDBY: (State.READY, State.DRAINING),
+    Phase.READY: (State.DRAINING,),
+}
+"""Which registered states are news for a slot in this phase."""
 WHY_LENGTH: Final = 160
 """Characters of a reason that a gate repeats; the status has all of it."""
 
 
 class World(Struct, frozen=True, kw_only=True):
-    """All that a supervisor knows; `settled` once each registration that it found is known to be alive or dead."""
+    """All that a supervisor knows; `settled` once each registration that it found is known to be alive or dead.
+
+    `rolls` has the last rolling restart of each model, by its alias.
+    """
 
     lives: Lives
     roster: Roster
     doors: dict[str, Door]
     settled: bool = False
+    rolls: dict[str, Roll] = {}
 
 
 class WriteGate(Struct, frozen=True):
@@ -40,11 +52,11 @@ class WriteGate(Struct, frozen=True):
     what: str
 
 
-Event = acts.SlotEvent | roster.Event
-Command = acts.SlotCommand | Look | WriteGate
+Event = acts.SlotEvent | roster.Event | rolling.Begin | rolling.Halt
+Command = acts.SlotCommand | Look | Peek | WriteGate
 
 
-def begin(specs: dict[str, Spec], now: float, *, grace: float) -> World:
+def begin(specs: dict[str, Spec], now: float, *, grace: float, watch: Watch | None = None) -> World:
     """Make the first state: nothing runs, nobody is known, every gate is closed."""
     doors: dict[str, Door] = {}
     for spec in specs.values():
@@ -55,7 +67,7 @@ def begin(specs: dict[str, Spec], now: float, *, grace: float) -> World:
     external = frozenset(spec.slot for spec in specs.values() if spec.external)
     return World(
         lives=restart.begin(specs, now),
-        roster=Roster(entries={}, grace=grace, external=external),
+        roster=Roster(entries={}, grace=grace, external=external, watch=watch or Watch()),
         doors=doors,
         settled=not external,
     )
@@ -91,10 +103,18 @@ def step(world: World, event: Event, now: float) -> tuple[World, list[Command]]:
             entry = world.roster.entries.get(slot)
             if entry is not None and entry.registration.generation <= generation and slot in world.lives.slots:
                 world = _to_roster(world, roster.Unregistered(slot), now, commands)
+        case acts.Refused():
+            lives, notes = understudies.refused(world.lives, event, now)
+            commands += notes
+            world = msgspec.structs.replace(world, lives=lives)
+        case rolling.Begin(roll):
+            world = msgspec.structs.replace(world, rolls=world.rolls | {roll.alias: roll})
+        case rolling.Halt(alias):
+            world = _halt(world, alias, commands)
         case _:
             world = _to_lives(world, event, now, commands)
-    world = _sync(world, now, commands)
-    return _decide_gates(world, commands), commands
+    world = _call(_sync(world, now, commands), now, commands)
+    return _roll(_decide_gates(world, commands), now, commands), commands
 
 
 def _to_lives(world: World, event: acts.SlotEvent, now: float, commands: list[Command]) -> World:
@@ -114,10 +134,10 @@ def _to_roster(world: World, event: roster.Event, now: float, commands: list[Com
         if finding.slot not in world.lives.slots:
             continue
         match finding:
-            case Look():
+            case Look() | Peek():
                 commands.append(finding)
-            case roster.Stuck(slot, generation, why):
-                world = _to_lives(world, acts.Condemned(slot, generation, why), now, commands)
+            case roster.Stuck(slot, generation, why, since):
+                world = _to_lives(world, acts.Condemned(slot, generation, why, since), now, commands)
             case roster.Vanished(slot, generation, why):
                 # Also where its life was never seen: what an earlier supervisor's time has left.
                 commands.append(acts.Forget(slot, generation))
@@ -136,12 +156,14 @@ def _sync(world: World, now: float, commands: list[Command]) -> World:
         if life.spec.external:
             world = _sync_external(world, life, now, commands)
             continue
-        if entry is None or life.phase not in (Phase.LOADING, Phase.READY):
+        if entry is None or life.phase not in restart.IN_PLACE:
             continue
         state, generation = entry.registration.state, entry.registration.generation
-        news = (State.READY, State.DRAINING) if life.phase is Phase.LOADING else (State.DRAINING,)
+        news = NEWS[life.phase]
         if generation == life.generation and state in news:
-            world = _to_lives(world, acts.Seen(slot, generation, state), now, commands)
+            said = entry.registration
+            seen = acts.Seen(slot, generation, state, said.load_seconds, said.stages)
+            world = _to_lives(world, seen, now, commands)
     return world
 
 
@@ -181,7 +203,7 @@ def _decide_gates(world: World, commands: list[Command]) -> World:
     if not world.roster.known or not world.settled:
         return world
     for alias, door in world.doors.items():
-        cast = [_wanted(life, world.roster) for life in world.lives.slots.values() if life.spec.alias == alias]
+        cast = _cast(world, alias)
         http = {
             entry.registration.http
             for entry in world.roster.entries.values()
@@ -194,6 +216,76 @@ def _decide_gates(world: World, commands: list[Command]) -> World:
             commands.append(WriteGate(written, gate.what_changed(door.gate, written)))
             world = msgspec.structs.replace(world, doors=world.doors | {alias: new})
     return world
+
+
+def _cast(world: World, alias: str) -> list[Wanted]:
+    """List what the cast wants: of a role with understudies as many slots as are to work, those at work first."""
+    found: list[Wanted] = []
+    spares: dict[Role, list[tuple[bool, Wanted]]] = {}
+    for life in world.lives.slots.values():
+        if life.spec.alias != alias:
+            continue
+        wanted = _wanted(life, world.roster)
+        if wanted.ready or not life.spec.actives:
+            found.append(wanted)
+        else:
+            spares.setdefault(life.spec.role, []).append((life.phase is Phase.STANDBY, wanted))
+    for role, others in spares.items():
+        at_work = sum(wanted.role == role for wanted in found)
+        actives = next(life.spec.actives for life in world.lives.slots.values() if life.spec.slot == others[0][1].slot)
+        # What is missing is who has gone, rather than who is on its way to stand in.
+        others.sort(key=lambda other: other[0])
+        found += [wanted for _, wanted in others[: max(0, actives - at_work)]]
+    return found
+
+
+def _halt(world: World, alias: str, commands: list[Command]) -> World:
+    roll = world.rolls.get(alias)
+    if roll is None or roll.state != "going":
+        return world
+    roll, note = rolling.halt(roll, world.lives)
+    commands.append(note)
+    return msgspec.structs.replace(world, rolls=world.rolls | {alias: roll})
+
+
+def _roll(world: World, now: float, commands: list[Command]) -> World:
+    """Go on with the rolling restarts under way; a restart may change what the gates lack."""
+    for alias, before in world.rolls.items():
+        if before.state != "going":
+            continue
+        roll, steps = rolling.step(before, _standing(world, alias), now)
+        if roll is before:
+            continue
+        world = msgspec.structs.replace(world, rolls=world.rolls | {alias: roll})
+        for one in steps:
+            if isinstance(one, rolling.Again):
+                world = _to_lives(world, acts.Ask(one.slot, "restart"), now, commands)
+            else:
+                commands.append(one)
+        world = _decide_gates(_call(world, now, commands), commands)
+    return world
+
+
+def _call(world: World, now: float, commands: list[Command]) -> World:
+    """Call understudies to work where too few do, now that all is known."""
+    lives, more = understudies.step(world.lives, now)
+    commands += more
+    return world if lives is world.lives else msgspec.structs.replace(world, lives=lives)
+
+
+def _standing(world: World, alias: str) -> rolling.Standing:
+    door = world.doors[alias]
+    back = [slot for slot, life in world.lives.slots.items() if _in_service(life, world.roster)]
+    missing = ", ".join(f"{item.what}: {item.why}" for item in door.gate.missing) if door.gate is not None else ""
+    is_open = door.gate is not None and door.gate.open
+    return rolling.Standing(lives=world.lives, back=frozenset(back), open=is_open, missing=missing)
+
+
+def _in_service(life: Life, known: Roster) -> bool:
+    """Whether a slot is where it should be: at work, or standing by."""
+    entry = known.entries.get(life.spec.slot)
+    stands_by = life.phase is Phase.STANDBY and entry is not None and not entry.expired
+    return stands_by or _wanted(life, known).ready
 
 
 def _wanted(life: Life, known: Roster) -> Wanted:
@@ -214,6 +306,8 @@ def _why(life: Life) -> str:
     match life.phase:
         case Phase.WAITING | Phase.STARTING | Phase.LOADING:
             return "starting again" if life.reason else "loading"
+        case Phase.STANDBY:
+            return "stands by"
         case Phase.KILLING:
             return "starting again" if life.intent != "stop" else "draining"
         case Phase.DRAINING:

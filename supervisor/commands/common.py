@@ -47,6 +47,13 @@ def read_config(path: Path) -> config.Cluster:
         raise CommandError(Code.CONFIG, str(error)) from None
 
 
+def check_slot(folder: Folder, record: ClusterRecord, slot: str, *others: str) -> None:
+    """Raise CommandError for a slot that this cluster has not; `others` are what else might have been named."""
+    known = [*folder.slots(), *record.external]
+    if known and slot not in known:
+        raise CommandError(Code.USAGE, f"there is no slot {slot!r} here; there are {', '.join([*known, *others])}")
+
+
 def record_of(folder: Folder) -> ClusterRecord:
     """Say how the folder's cluster is reached; raises CommandError if none runs there."""
     record = folder.cluster()
@@ -57,11 +64,15 @@ def record_of(folder: Folder) -> ClusterRecord:
     return record
 
 
+def quiet() -> None:
+    """Keep what the bus has to say off the terminal: commands say it in their own words."""
+    logging.getLogger("troupe.bus").setLevel(logging.CRITICAL)
+
+
 @contextlib.asynccontextmanager
 async def connected(record: ClusterRecord) -> AsyncIterator[Bus]:
     """Connect to the cluster's NATS; raises CommandError if that cannot be."""
-    quiet = logging.getLogger("troupe.bus")
-    quiet.setLevel(logging.ERROR)
+    quiet()
     try:
         bus = await Bus.connect(record.nats, name="command", wait=CONNECT_SECONDS)
     except BusError as error:
@@ -72,11 +83,16 @@ async def connected(record: ClusterRecord) -> AsyncIterator[Bus]:
         await bus.close()
 
 
-async def ask(bus: Bus, record: ClusterRecord, order: str, kind: type[T], slot: str = "") -> T | None:
-    """Ask the cluster's supervisor; None if there is none. Raises CommandError for an answer that makes no sense."""
+async def ask(
+    bus: Bus, record: ClusterRecord, order: str, kind: type[T], slot: str = "", *, asked: Order | None = None
+) -> T | None:
+    """Ask the cluster's supervisor; None if there is none. Raises CommandError for an answer that makes no sense.
+
+    `asked` is the whole of an order that says more than a slot.
+    """
     subject = Subjects(record.cluster).supervise(order)
     try:
-        answer = await bus.request(subject, codec.to_json(Order(slot=slot)), timeout=ANSWER_SECONDS)
+        answer = await bus.request(subject, codec.to_json(asked or Order(slot=slot)), timeout=ANSWER_SECONDS)
         return codec.from_json(answer.data, kind)
     except (NobodyThereError, SilentError):
         return None

@@ -1,4 +1,4 @@
-"""`troupe logs`: what a slot, the supervisor or the NATS server has said."""
+"""`troupe logs`: what a slot, the supervisor or the NATS server has said; lines of JSON are shown as text."""
 
 import os
 import sys
@@ -7,12 +7,43 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Final
 
+from messages.logs import as_text
 from supervisor.commands.codes import Code, CommandError
 from supervisor.commands.common import folder_of
 from supervisor.state import Folder
 
 POLL: Final = 0.2
 BLOCK: Final = 65_536
+MOST: Final = 1 << 20
+
+
+class Shower:
+    """Writes what is read from a log to stdout: as people read it, or raw."""
+
+    def __init__(self, *, raw: bool) -> None:
+        self._raw = raw
+        self._rest = b""
+
+    def show(self, fd: int) -> None:
+        """Show all that can be read now; of a line that is being written, the part that is there waits for the rest."""
+        while data := os.read(fd, BLOCK):
+            if self._raw:
+                sys.stdout.buffer.write(data)
+                continue
+            *lines, self._rest = (self._rest + data).split(b"\n")
+            self._write(lines)
+        sys.stdout.flush()
+
+    def end(self) -> None:
+        """Show what has no end: nothing more will come."""
+        if self._rest:
+            self._write([self._rest])
+        self._rest = b""
+        sys.stdout.flush()
+
+    def _write(self, lines: list[bytes]) -> None:
+        for line in lines:
+            sys.stdout.buffer.write(as_text(line.decode(errors="replace")).encode(errors="replace") + b"\n")
 
 
 def logs(options: Namespace) -> Code:
@@ -24,13 +55,27 @@ def logs(options: Namespace) -> Code:
     if not path.exists():
         raise CommandError(Code.NOT_RUNNING, f"there is no log {path}")
     with path.open("rb") as file:
+        shower = Shower(raw=options.raw)
         _seek_to_last(file.fileno(), options.lines)
-        _copy(file.fileno())
+        shower.show(file.fileno())
         if not options.follow:
+            shower.end()
             return Code.OK
-        end, inode = file.tell(), os.fstat(file.fileno()).st_ino
-        _follow(path, end, inode)
+        end, inode = os.lseek(file.fileno(), 0, os.SEEK_CUR), os.fstat(file.fileno()).st_ino
+        _follow(path, end, inode, shower)
     return Code.OK
+
+
+def last(folder: Folder, name: str, lines: int) -> list[str]:
+    """Return the last lines of a log as people read them; raises CommandError if there is none."""
+    path = _path(folder, name)
+    try:
+        with path.open("rb") as file:
+            _seek_to_last(file.fileno(), lines)
+            text = os.read(file.fileno(), MOST).decode(errors="replace")
+    except OSError as error:
+        raise CommandError(Code.NOT_RUNNING, f"{path} cannot be read: {error.strerror}") from None
+    return "\n".join(as_text(line) for line in text.splitlines()).splitlines()[-lines:]
 
 
 def _path(folder: Folder, name: str) -> Path:
@@ -67,28 +112,20 @@ def _seek_to_last(fd: int, lines: int) -> None:
     os.lseek(fd, 0, os.SEEK_SET)
 
 
-def _copy(fd: int) -> int:
-    copied = 0
-    while data := os.read(fd, BLOCK):
-        sys.stdout.buffer.write(data)
-        copied += len(data)
-    sys.stdout.buffer.flush()
-    return copied
-
-
-def _follow(path: Path, at: int, inode: int) -> None:
+def _follow(path: Path, at: int, inode: int, shower: Shower) -> None:
     """Show what is added; a new life of the slot begins a new file, which is then shown from its start."""
     fd = os.open(path, os.O_RDONLY)
     os.lseek(fd, at, os.SEEK_SET)
     while True:
-        _copy(fd)
+        shower.show(fd)
         try:
             now = path.stat()
         except FileNotFoundError:
             time.sleep(POLL)
             continue
         if now.st_ino != inode or now.st_size < os.lseek(fd, 0, os.SEEK_CUR):
-            _copy(fd)
+            shower.show(fd)
+            shower.end()
             os.close(fd)
             fd, inode = os.open(path, os.O_RDONLY), now.st_ino
         time.sleep(POLL)

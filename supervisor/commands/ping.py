@@ -8,7 +8,7 @@ import msgspec
 
 from messages import codec
 from messages.bus import Bus, BusError, NobodyThereError, ServiceError, SilentError
-from messages.config import Nats
+from messages.config import Nats, shown
 from messages.ids import parse_slot, short
 from messages.lifecycle import Answer, State
 from messages.subjects import Subjects
@@ -52,7 +52,7 @@ async def _nats(bus: Bus, nats: Nats) -> Code:
         await bus.require_jetstream()
     except BusError as error:
         raise CommandError(Code.FAILED, str(error)) from None
-    say(f"NATS at {', '.join(nats.urls)} is there, with JetStream, and takes messages of {bus.max_payload} bytes")
+    say(f"NATS at {shown(nats.urls)} is there, with JetStream, and takes messages of {bus.max_payload} bytes")
     return Code.OK
 
 

@@ -15,8 +15,10 @@ from messages.lifecycle import Registration
 from messages.subjects import Subjects
 from messages.supervise import SlotStatus, Status
 from supervisor import report
+from supervisor.commands import slot_status
 from supervisor.commands.codes import Code, CommandError
 from supervisor.commands.common import ask, connected, folder_of, pretty, record_of, say, span, table
+from supervisor.dashboard import token
 from supervisor.state import ClusterRecord, Folder
 
 RECORD_POLL: Final = 0.1
@@ -27,7 +29,11 @@ def status(options: Namespace) -> Code:
     """Show the cluster; the exit code says whether every gate is open."""
     folder = folder_of(options)
     found, ready = asyncio.run(_status(folder, options.wait_ready))
-    say(pretty(found) if options.json else as_text(found))
+    if options.SLOT is not None:
+        slot = slot_status.find(found, options.SLOT)
+        say(pretty(slot) if options.json else slot_status.as_text(slot))
+        return Code.OK if slot.state == "ready" and slot.live else Code.NOT_READY
+    say(pretty(found) if options.json else as_text(found, token.read(folder.token_file)))
     return Code.OK if ready else Code.NOT_READY
 
 
@@ -41,7 +47,7 @@ async def _status(folder: Folder, wait: float | None) -> tuple[Status, bool]:
         async with connected(record) as bus:
             found = await ask(bus, record, "status", Status)
             if found is None:
-                found = await _from_buckets(bus, folder, record)
+                found = await from_buckets(bus, folder, record)
     except CommandError:
         # The bus is away: what the folder says is better than nothing.
         found = report.of_folder(folder, record, [], [])
@@ -90,7 +96,7 @@ async def _gates_open(bus: Bus, record: ClusterRecord) -> None:
         await asyncio.gather(watch, opened, return_exceptions=True)
 
 
-async def _from_buckets(bus: Bus, folder: Folder, record: ClusterRecord) -> Status:
+async def from_buckets(bus: Bus, folder: Folder, record: ClusterRecord) -> Status:
     """Put together without a supervisor what the registry, the gate and the folder know."""
     subjects = Subjects(record.cluster)
     registry: list[Registration] = []
@@ -110,13 +116,15 @@ async def _from_buckets(bus: Bus, folder: Folder, record: ClusterRecord) -> Stat
     return found
 
 
-def as_text(found: Status) -> str:
-    """Lay a status out for people."""
+def as_text(found: Status, secret: str = "") -> str:
+    """Lay a status out for people; `secret` is the token for the page's actions, if they may see it."""
     alive = f"supervisor pid {found.supervisor}, up {span(found.uptime)}" if found.uptime else "no answer from it"
     lines = [f"cluster {found.cluster} on {found.host}, {alive if found.supervisor else 'no supervisor lives'}"]
     embedded = f" (embedded, pid {found.nats_pid})" if found.nats_pid else ""
     lines.append(f"NATS    {', '.join(found.nats)}{embedded}{'' if found.nats_up else ', away'}")
     lines += [f"HTTP    {url}  ({alias})" for alias, url in found.http.items()]
+    if found.dashboard:
+        lines.append(f"page    {found.dashboard}{f'  (token for actions: {secret})' if secret else ''}")
     lines += [f"metrics {slot.http}/metrics" for slot in found.slots if slot.role == "publisher" and slot.http]
     lines += [f"events  {slot.slot}: {', '.join(slot.events)}" for slot in found.slots if slot.events]
     for gate in found.gates:
@@ -124,6 +132,11 @@ def as_text(found: Status) -> str:
         missing = ", ".join(f"{item.what} ({item.why})" for item in gate.missing)
         how += f"{', degraded' if gate.degraded else ''}{': missing ' + missing if missing else ''}"
         lines.append(f"gate    {gate.model}: {how} (epoch {gate.epoch})")
+    for roll in found.rolling:
+        if roll.state == "going":
+            what = f"{roll.model}'s {roll.role} slots" if roll.role else roll.model
+            at = f", {roll.at} is at it" if roll.at else ""
+            lines.append(f"restart {what}: {roll.done} of {roll.total} done{at}")
     if found.slots:
         heads = [
             "SLOT",

@@ -11,8 +11,9 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any, Final
 
+from messages import logs
 from messages.bus import BusError
-from messages.config import Cluster, ConfigError, Served
+from messages.config import Cluster, ConfigError, Served, shown
 from messages.gate import Gate
 from messages.subjects import Subjects
 from supervisor import nvml, spawner
@@ -46,7 +47,7 @@ def up(options: Namespace) -> Code:
         raise CommandError(Code.FAILED, f"the state folder {folder.root} cannot be made: {error.strerror}") from None
     try:
         with folder.held():
-            _start_log(folder, cluster.log_level)
+            _start_log(folder, cluster)
             gpus = nvml.find() if any(spec.gpus for spec in specs.values()) else None
             when_open = _say_how(folder, cluster)
             return asyncio.run(_run(Supervisor(cluster, specs, options.CONFIG, folder, when_open, gpus)))
@@ -73,7 +74,9 @@ def check(options: Namespace) -> Code:
     say(table(rows))
     for http in {spec.alias: spec.http for spec in specs.values() if spec.http is not None}.items():
         say(f"HTTP of {http[0]}: {http[1].host}, port {http[1].port or 'free'}")
-    say(f"NATS: {', '.join(cluster.nats.urls) or 'embedded'}")
+    say(f"NATS: {shown(cluster.nats.urls) or 'embedded'}")
+    if (page := cluster.dashboard).enabled:
+        say(f"page: {page.host}, port {'7070, or a free one' if page.port is None else page.port or 'free'}")
     say(f"{options.CONFIG}: well")
     return Code.OK
 
@@ -136,7 +139,9 @@ def _say_how(folder: Folder, cluster: Cluster) -> WhenOpen:
         kinds = served.get(model, [])
         kind, path, fields, options = next((TRY[kind] for kind in kinds), ("generate", "", {}, None))
         say(f"\n{model} answers now:")
-        say(f"  NATS    {', '.join(record.nats.urls)}   subject {Subjects(record.cluster).submit(gate.alias, kind)}")
+        say(f"  NATS    {shown(record.nats.urls)}   subject {Subjects(record.cluster).submit(gate.alias, kind)}")
+        if record.dashboard:
+            say(f"  page    {record.dashboard}")
         word = "try "
         if url := record.http.get(gate.alias) or next(iter(gate.http), None):
             say(f"  HTTP    {url}/v1")
@@ -151,15 +156,16 @@ def _say_how(folder: Folder, cluster: Cluster) -> WhenOpen:
     return say_how
 
 
-def _start_log(folder: Folder, level: str) -> None:
+def _start_log(folder: Folder, cluster: Cluster) -> None:
     """Log to the terminal for people, and to the folder for later."""
     shown = logging.StreamHandler(sys.stdout)
-    shown.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    plain = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
+    shown.setFormatter(logs.formatter("supervisor", "json") if cluster.logs.format == "json" else plain)
     kept = logging.handlers.RotatingFileHandler(
         folder.root / "supervisor.log", maxBytes=LOG_BYTES, backupCount=LOGS_KEPT, encoding="utf-8"
     )
-    kept.setFormatter(logging.Formatter("%(asctime)s.%(msecs)03d %(levelname)-7s %(message)s", "%Y-%m-%dT%H:%M:%S"))
-    root = logging.getLogger("troupe")
+    kept.setFormatter(logs.formatter("supervisor", cluster.logs.format))
+    root = logging.getLogger(logs.ROOT)
     root.handlers[:] = [shown, kept]
-    root.setLevel(level.upper())
+    root.setLevel(cluster.level.upper())
     root.propagate = False

@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+from messages import logs
 from messages.ids import parse_slot
 from messages.lifecycle import ExitNote
 from supervisor.state import read
@@ -53,6 +54,10 @@ class Manager:
     def log(self, slot: str) -> Path:
         """What all lives of a slot have written."""
         return self.home(slot) / "output"
+
+    def said(self, slot: str) -> str:
+        """The same, as people read it."""
+        return "\n".join(logs.as_text(line) for line in self.log(slot).read_text().splitlines()) + "\n"
 
     def note(self, slot: str) -> ExitNote | None:
         """Why the last life ended, by its own word."""

@@ -61,7 +61,7 @@ def actor(cluster: Cluster, *options: str) -> str:
     """What an actor says that is started by hand, until it ends."""
     manager = Manager(cluster.config.parent / "hosts", cluster.config, [])
     manager.launch("demo-decode-0", *options).wait(40)
-    return manager.log("demo-decode-0").read_text()
+    return manager.said("demo-decode-0")
 
 
 def both(done: subprocess.CompletedProcess[str]) -> str:
@@ -98,14 +98,14 @@ def second_life(folder: Path) -> str:
             said = _until_ready(manager)
             second = manager.launch("demo-decode-0")
             second.wait(20)
-            return said + manager.log("demo-decode-0").read_text()
+            return said + manager.said("demo-decode-0")
         finally:
             manager.stop()
 
 
 def _until_ready(manager: Manager) -> str:
     for _ in range(2_000):
-        if " ready after " in (said := manager.log("demo-decode-0").read_text()):
+        if " ready after " in (said := manager.said("demo-decode-0")):
             return said
         with contextlib.suppress(subprocess.TimeoutExpired):
             manager._processes["demo-decode-0"].wait(0.01)
