@@ -47,12 +47,14 @@ class Registrar:
         self._describe = describe
         self._restores = restores
         self._revision = 0
+        self._writing = asyncio.Lock()
 
     async def register(self) -> None:
         """Register. Raises Ending if a newer life is registered or about to start, or the registry does not answer."""
         for left in reversed(range(TRIES_AT_ONCE)):
             try:
-                await self._write()
+                async with self._writing:
+                    await self._write()
             except TakenError:
                 if not left:
                     raise Ending(Exit.REGISTER, f"others keep registering {self._slot}") from None
@@ -65,7 +67,8 @@ class Registrar:
         """Register again after a time without NATS, trying until the registry answers. Raises Ending if fenced off."""
         while True:
             try:
-                await self._write()
+                async with self._writing:
+                    await self._write()
             except (BusError, TakenError) as error:
                 log.warning("cannot register again yet: %s", error)
                 await asyncio.sleep(RETRY_SECONDS)
@@ -89,7 +92,9 @@ class Registrar:
     async def update(self) -> None:
         """Write what has changed. Raises Ending if the entry was taken away; without NATS, `restore` will do it."""
         try:
-            self._revision = await self._registry.update(self._key, codec.to_json(self._describe()), self._revision)
+            async with self._writing:
+                value = codec.to_json(self._describe())
+                self._revision = await self._registry.update(self._key, value, self._revision)
         except TakenError:
             if not self._restores:
                 raise Ending(Exit.REGISTER, f"the registration of {self._slot} was taken away") from None

@@ -37,7 +37,8 @@ class Policy(Struct, frozen=True, kw_only=True):
 class Spec(Struct, frozen=True, kw_only=True):
     """One slot as data; `tier` is its place in the order of ending, lowest first; a publisher has no model or alias.
 
-    `share` is what it may take of the memory of each of its GPUs (None: what SGLang takes by itself).
+    `share` is what it may take of the memory of each of its GPUs (None: what SGLang takes by itself). `actives` is how
+    many of its role are to work at once where the role has understudies, 0 where all of them are.
     """
 
     slot: str
@@ -56,6 +57,7 @@ class Spec(Struct, frozen=True, kw_only=True):
     share: float | None = None
     near_cpus: bool = True
     http: Http | None = None
+    actives: int = 0
 
     @property
     def external(self) -> bool:
@@ -121,6 +123,7 @@ def _spec(cluster: Cluster, model: Model, slot: Slot, has_gpu: bool) -> Spec:
         env=model.env | part.env,
         near_cpus=part.near_cpus,
         http=http_of(model) if slot.role == "processor" and model.spawn_of(slot.role) != "external" else None,
+        actives=part.count if part.understudies else 0,
     )
 
 

@@ -15,10 +15,11 @@ from messages.subjects import Subjects
 from messages.supervise import Said, Status
 from supervisor.commands.codes import Code, CommandError
 from supervisor.commands.common import ask, connected, folder_of, record_of, say
+from supervisor.commands.roll import roll
 from supervisor.state import ClusterRecord, Folder
 
 DRAIN_ENDS = ("stopped", "gave_up")
-RESTART_ENDS = ("ready", "gave_up")
+RESTART_ENDS = ("ready", "standby", "gave_up")
 
 
 def drain(options: Namespace) -> Code:
@@ -27,8 +28,18 @@ def drain(options: Namespace) -> Code:
 
 
 def restart(options: Namespace) -> Code:
-    """Let a slot finish what it has and start its next generation; also brings back one that failed or was drained."""
-    return asyncio.run(_order(folder_of(options), "restart", options.SLOT, options.wait))
+    """Let a slot finish what it has and start its next generation; also brings back one that failed or was drained.
+
+    With a model or a role instead of a slot: all of these, one after the other (`commands.roll`).
+    """
+    whole = options.model is not None or options.role is not None or options.stop
+    if whole and options.SLOT is not None:
+        raise CommandError(Code.USAGE, f"either {options.SLOT}, or --model and --role: which is meant?")
+    if not whole and options.SLOT is None:
+        raise CommandError(Code.USAGE, "what is to be restarted? a slot (`troupe status` lists them), or --model NAME")
+    if whole:
+        return roll(options)
+    return asyncio.run(_order(folder_of(options), "restart", options.SLOT, options.wait or 0.0))
 
 
 async def _order(folder: Folder, order: str, slot: str, wait: float) -> Code:

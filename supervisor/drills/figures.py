@@ -151,7 +151,7 @@ def recovery(lines: Sequence[Line], injection: Injection, alias: str) -> list[St
         return next((event for event in wanted if (event.generation > injection.generation) == newer), None)
 
     noticed, gone = first("condemned", "stalled", "died", "draining"), first("died", "stopped")
-    started, ready = first("started", newer=True), first("ready", newer=True)
+    started, ready = first("started", newer=True), first("ready", "standby", newer=True)
     at = start
     if noticed is not None:
         stages.append(Stretch(name="detect", begin=0.0, end=noticed.at - start, detail=noticed.reason))

@@ -220,7 +220,8 @@ class Rehearsal:
     def _all_busy(self) -> bool:
         observer, specs = self._stage.observer, self._stage.specs.values()
         decode = [spec.slot for spec in specs if spec.role == "decode" and spec.model == self._stage.model.name]
-        return all(observer.streams(slot) >= STREAMS for slot in decode if slot in observer.registry)
+        there = [slot for slot in decode if slot in observer.registry and observer.registry[slot].state == "ready"]
+        return all(observer.streams(slot) >= STREAMS for slot in there)
 
     async def _within_budget(self, slots: list[str]) -> None:
         """Wait until another crash of these slots is within their budgets, and count it."""

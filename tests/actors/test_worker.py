@@ -213,7 +213,8 @@ async def test_a_second_sigterm_aborts_what_is_left_each_with_its_finish(cast: C
     while f'"state":"{State.DRAINING}"' not in await state():
         assert process.poll() is None
     process.send_signal(signal.SIGTERM)
-    assert (await desk.finished(job.request)).reason == "abort"
+    finish = await desk.finished(job.request)
+    assert (finish.reason, finish.code, finish.message) == ("error", 503, "demo-decode-0#1 ends")
     await eventually(lambda: process.poll() is not None)
     assert process.returncode == Exit.ABORTED
 

@@ -44,7 +44,17 @@ def test_a_good_one_has_its_slots_in_starting_order(tmp_path: Path) -> None:
         (("processor: {count: 2}, ", ""), "there is no processor"),
         ((", decode: {}", ""), "there is neither decode nor encoder"),
         (("decode: {}", "decode: {min_ready: 2}"), "min_ready: 2 is more than count (1)"),
-        (("decode: {}", "decode: {gpus: [[0], [1]]}"), "gpus: 2 lists for 1 slots"),
+        (("decode: {}", "decode: {gpus: [[0], [1]]}"), "gpus: 2 lists for 1 slots; each has its own"),
+        (
+            ("decode: {}", "decode: {gpus: [[0]], understudies: 1}"),
+            "decode.gpus: 1 lists for 2 slots (1 of them understudies)",
+        ),
+        (("count: 2", "count: 2, understudies: 1"), "processor.understudies: a processor has none"),
+        (("decode: {}", "decode: {count: 0, min_ready: 0, understudies: 1}"), "there is nobody to stand in for"),
+        (
+            ("decode: {}", "decode: {understudies: 1, spawn: external}"),
+            "decode.understudies: another manager starts these slots",
+        ),
         (("    path: ./model\n", ""), "path: missing"),
         (("models:", "cluster: a.b\nmodels:"), "cluster: the name 'a.b' may hold only"),
         (("models:", "models: [}"), "not YAML"),

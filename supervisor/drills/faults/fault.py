@@ -89,6 +89,7 @@ class SlotFault(Fault):
         def back() -> bool:
             registration = observer.registry.get(self.slot)
             newer = registration is not None and registration.generation > self.generation
-            return newer and registration is not None and registration.state == "ready" and self.stage.whole()
+            back = registration is not None and registration.state in ("ready", "standby")
+            return newer and back and self.stage.whole()
 
         await observer.until(back, seconds, f"{self.slot} ready again, and the gate whole")

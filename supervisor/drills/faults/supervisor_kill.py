@@ -62,7 +62,7 @@ class SupervisorKill(Fault):
                 while True:
                     status = await self.stage.status()
                     if status is not None and status.supervisor != self.supervisor.pid:
-                        if all(slot.state == "ready" for slot in status.slots) and self.stage.whole():
+                        if all(slot.state in ("ready", "standby") for slot in status.slots) and self.stage.whole():
                             break
                     await asyncio.sleep(LOOK)
         except TimeoutError:

@@ -1,0 +1,104 @@
+"""An understudy as its users see it: who generates is killed, and streams go on before its next life has loaded."""
+
+import contextlib
+import time
+from asyncio import to_thread
+from collections.abc import Iterator
+
+import pytest
+
+from messages.supervise import SlotStatus
+from tests.cluster.load import Load
+from tests.cluster.stage import down, loaded, log
+from tests.supervisor.cluster import Cluster, simulated
+
+pytestmark = [pytest.mark.nats, pytest.mark.drill, pytest.mark.timeout(120)]
+
+PROMPTS = ["one", "two words", "and a third prompt"]
+LOAD_SECONDS = 2.0
+"""How long an engine loads here: no stream could wait for that and have gone on within a second."""
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """One of each role, and an understudy for the one that generates."""
+    configuration = simulated(decode={"understudies": 1, "restart": {"intensity": 100, "backoff_max": 0.5}})
+    configuration["models"][0]["simulated"] = {"load": LOAD_SECONDS}
+    cluster = Cluster(tmp_path_factory.mktemp("understudies"), configuration)
+    with contextlib.closing(cluster):
+        cluster.up()
+        cluster.log.until("demo-decode-[01]#1 is at work")
+        cluster.log.until("demo-decode-[01]#1 standby after")
+        yield cluster
+        down(cluster)
+
+
+def pair(cluster: Cluster) -> tuple[SlotStatus, SlotStatus]:
+    """Who generates, and who stands by."""
+    decode = [slot for slot in cluster.status().slots if slot.role == "decode"]
+    [at_work], [standing_by] = [slot for slot in decode if slot.live], [slot for slot in decode if slot.standby]
+    return at_work, standing_by
+
+
+async def strike(cluster: Cluster, load: Load) -> float:
+    """Kill who generates, in the middle of it; return the longest silence that a client had from then on."""
+    await load.until_streaming(load.limit)
+    at_work, other = await to_thread(pair, cluster)
+    line, struck = len(cluster.log.lines), time.monotonic()
+    await to_thread(cluster.kill, at_work.slot)
+    await to_thread(cluster.log.until, f"{other.slot}#{other.generation} is at work", 10, after=line)
+    await load.until_answered(4, load.limit)
+    hit = [record for record in load.records if record.sent < struck and (not record.ended or record.ended > struck)]
+    assert any(record.attempts > 1 for record in hit), "no stream was hit"
+    await to_thread(cluster.log.until, rf"{at_work.slot}#{at_work.generation + 1} standby after", 30, after=line)
+    assert [slot.slot for slot in await to_thread(pair, cluster)] == [other.slot, at_work.slot]
+    gap = max(_silence(record.sent, [piece.at for piece in record.pieces], struck) for record in hit)
+    log.info("%s stood in for %s; longest silence %.3f s", other.slot, at_work.slot, gap)
+    return gap
+
+
+def _silent(load: Load, seconds: float) -> bool:
+    """Whether nobody has heard anything for so long."""
+    return all(time.monotonic() - record.pieces[-1].at > seconds for record in load.records if record.pieces)
+
+
+def _silence(sent: float, pieces: list[float], struck: float) -> float:
+    times = [sent, *pieces]
+    return max(later - earlier for earlier, later in zip(times, times[1:], strict=False) if later > struck)
+
+
+async def test_streams_go_on_within_a_second_of_the_death_of_the_only_one_that_generates(cluster: Cluster) -> None:
+    at_work, standing_by = await to_thread(pair, cluster)
+    assert (standing_by.state, standing_by.live, at_work.standby) == ("standby", False, False)
+    shown = (await to_thread(cluster.command, "status")).stdout
+    assert any(standing_by.slot in row and " standby " in row for row in shown.splitlines())
+    async with loaded(cluster, PROMPTS, tokens=120, nats=6, http=2, limit=60) as load:
+        gap = await strike(cluster, load)
+    assert gap <= 1.0
+
+
+async def test_a_planned_restart_takes_over_first_and_the_gate_never_closes(cluster: Cluster) -> None:
+    line, before = len(cluster.log.lines), await to_thread(cluster.records)
+    async with loaded(cluster, PROMPTS, tokens=60, nats=4, http=0, limit=60):
+        done = await to_thread(cluster.command, "restart", "--role", "decode", seconds=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = cluster.log.lines[line:]
+    assert not [text for text in said if "gate of demo" in text or " died" in text], said
+    after = await to_thread(cluster.records)
+    changed = {slot for slot in after if after[slot][1] == before[slot][1] + 1}
+    assert changed == {"demo-decode-0", "demo-decode-1"}
+
+
+async def test_without_a_supervisor_nobody_stands_in_until_the_next_one_has_read_the_registry(cluster: Cluster) -> None:
+    at_work, other = await to_thread(pair, cluster)
+    async with loaded(cluster, PROMPTS, tokens=120, nats=4, http=0, limit=60) as load:
+        await to_thread(cluster.log.kill)
+        await load.until_streaming(load.limit)
+        await to_thread(cluster.kill, at_work.slot)
+        await load.until(lambda: _silent(load, 1.0), 20, "all streams have stopped")
+        assert (await to_thread(cluster.slot, other.slot)).standby
+        await to_thread(cluster.up, ready=False)
+        await to_thread(cluster.log.until, f"{other.slot}#{other.generation} is at work", 20)
+        await load.until_answered(4, load.limit)
+    await to_thread(cluster.log.until, f"{at_work.slot}#{at_work.generation + 1} standby after", 30)
+    assert [slot.slot for slot in await to_thread(pair, cluster)] == [other.slot, at_work.slot]
