@@ -7,7 +7,7 @@ import pytest
 from messages.lifecycle import Probed, State
 from supervisor import roster
 from supervisor.events import Bus, Tick
-from supervisor.roster import Beat, Lapsed, Late, Look, Looked, Registered, Roster, Stuck, Unregistered, Whole
+from supervisor.roster import Beat, Lapsed, Late, Look, Looked, Peek, Registered, Roster, Stuck, Unregistered, Whole
 from tests.supervisor.histories import D0, F0, P0, beat, registration
 
 UP, DOWN = Bus(up=True), Bus(up=False)
@@ -18,14 +18,16 @@ class Watched:
 
     def __init__(self, *slots: str, state: State = State.READY) -> None:
         self.roster = Roster(entries={}, grace=30.0)
+        self.peeks: list[tuple[float, str]] = []
         self.at(0, UP, Whole({slot: registration(slot, state=state) for slot in slots}))
 
     def at(self, now: float, *events: roster.Event) -> list[roster.Finding]:
-        """Feed events at a time; return what was found."""
+        """Feed events at a time; return what was found, and keep peeks apart: they change nothing by themselves."""
         found: list[roster.Finding] = []
         for event in events:
             self.roster, more = roster.step(self.roster, event, now)
-            found += more
+            found += [finding for finding in more if not isinstance(finding, Peek)]
+            self.peeks += [(now, finding.slot) for finding in more if isinstance(finding, Peek)]
         return found
 
     def beats(self, start: float, end: float, **figures: Any) -> list[roster.Finding]:
@@ -79,6 +81,26 @@ def test_a_lease_kills_only_together_with_something_else(process: Any, answer: A
     watched = Watched(D0)
     watched.at(3.0, Tick())
     assert stuck(watched.at(4.0, Looked(D0, 1, process, answer))) == ([why] if why else [])
+
+
+def test_a_late_heartbeat_is_a_reason_to_see_whether_the_process_is_stopped_and_that_is_enough() -> None:
+    watched = Watched(D0)
+    watched.at(0.5, Beat(beat()), Tick())
+    watched.at(1.4, Tick())
+    assert watched.peeks == []
+    watched.at(1.5, Tick())
+    assert watched.peeks == [(1.5, D0)]
+    assert watched.at(1.5, Looked(D0, 1, "S", "unasked")) == []
+    assert stuck(watched.at(2.0, Looked(D0, 1, "T", "unasked"))) == [
+        "no heartbeat for 1.5 s and its process is stopped"
+    ]
+
+
+def test_an_engine_that_wants_cpu_time_on_a_machine_that_has_none_is_no_stall() -> None:
+    watched = Watched(D0)
+    for half in range(50):
+        figures: dict[str, Any] = {"in_flight": 2, "steps": 7, "children": [("R", half / 60)]}
+        assert watched.at(half / 2, Beat(beat(**figures))) == []
 
 
 def test_an_actor_that_answers_keeps_its_lease() -> None:
