@@ -9,8 +9,6 @@ import contextlib
 import inspect
 import logging
 import os
-import re
-from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -37,11 +35,12 @@ from actors.engines.model_files import find_model, repetition_penalty
 from actors.engines.places import Places, prepare
 from actors.engines.sglang_arguments import arguments
 from actors.engines.sglang_embedding import cut, vectors
+from actors.engines.sglang_form import beginning, finish_of, ranked, ranked_prompt, sampling_params
 from actors.engines.sglang_telemetry import Loads, sources_of, use_metrics_folder
 from actors.engines.sglang_tongue import SglangTongue
 from actors.engines.tongue import Tongue
 from messages import procfs
-from messages.codec import Ranked, pack_logprobs, pack_tokens, token_count, unpack_tokens
+from messages.codec import pack_logprobs, pack_tokens, token_count, unpack_tokens
 from messages.embed import FLOAT_BYTES, pack_floats
 from messages.frames import Finish
 from messages.lifecycle import Child, RankLoad
@@ -52,8 +51,6 @@ log = logging.getLogger("troupe.sglang")
 TRIED: Final = ("0.5.17", "0.5.23")
 WARM_UP_TOKENS: Final = 4
 ABORT_SECONDS: Final = 2.0
-MESSAGE_LENGTH: Final = 500
-_SOURCE: Final = re.compile(r"\[\d\d:\d\d:\d\d\] \S+\.cc:\d+: ")
 
 
 class SglangEngine(Engine):
@@ -258,7 +255,7 @@ class SglangEngine(Engine):
     async def _generate(self, asked: Generation, emit: Emit, live: "_Live") -> None:
         fields: dict[str, Any] = {
             "input_ids": unpack_tokens(asked.prompt),
-            "sampling_params": self._sampling(asked.sampling),
+            "sampling_params": sampling_params(asked.sampling, prefills=self._side == "prefill"),
             "stream": True,
             "rid": asked.key,
         }
@@ -279,7 +276,7 @@ class SglangEngine(Engine):
             self._count_step()
             tokens, meta = chunk["output_ids"], chunk["meta_info"]
             live.made += len(tokens)
-            finish = self._finish(meta, aborted=live.timer is not None)
+            finish = finish_of(meta, prefills=self._side == "prefill", aborted=live.timer is not None)
             if self._side == "prefill":
                 tokens = []
             if asked.rank is not None and of_prompt:
@@ -294,53 +291,6 @@ class SglangEngine(Engine):
             elif tokens:
                 emit(pack_tokens(tokens), None)
         live.finish(emit, Finish("error", 500, "SGLang's stream ended without a finish"))
-
-    def _sampling(self, sampling: Sampling) -> dict[str, Any]:
-        """Say it in SGLang's words; the prefill side makes just the first token."""
-        return {
-            "max_new_tokens": 1 if self._side == "prefill" else sampling.max_tokens,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k,
-            "min_p": sampling.min_p,
-            "frequency_penalty": sampling.frequency_penalty,
-            "presence_penalty": sampling.presence_penalty,
-            "repetition_penalty": sampling.repetition_penalty,
-            "min_new_tokens": min(sampling.min_tokens, 1) if self._side == "prefill" else sampling.min_tokens,
-            "stop_token_ids": sampling.stop_token_ids or None,
-            "ignore_eos": sampling.ignore_eos,
-            "sampling_seed": sampling.seed,
-            "logit_bias": {str(at): bias for at, bias in sampling.logit_bias.items()} or None,
-            "json_schema": sampling.json_schema,
-            "regex": sampling.regex,
-            "ebnf": sampling.ebnf,
-        }
-
-    def _finish(self, meta: dict[str, Any], *, aborted: bool) -> Finish | None:
-        """Read SGLang's finish reason; its status may be a number, an `HTTPStatus` or missing.
-
-        What we have aborted is an abort, whatever status SGLang gives it in the queue where it stood.
-        """
-        reason = meta.get("finish_reason")
-        if reason is None:
-            return None
-        counts = (
-            int(meta.get("prompt_tokens") or 0),
-            int(meta.get("completion_tokens") or 0),
-            int(meta.get("cached_tokens") or 0),
-        )
-        kind = reason["type"]
-        if kind == "abort":
-            status = reason.get("status_code")
-            message = str(reason.get("message") or "aborted")
-            if aborted or status is None:
-                return Finish("abort", 499, message, *counts)
-            code, message = failure(int(HTTPStatus(status)), message)
-            return Finish("error", code, message, *counts)
-        if self._side == "prefill":
-            return Finish("prefilled", 0, "", *counts)
-        matched = reason.get("matched")
-        return Finish(kind, 0, "", *counts, matched if isinstance(matched, int) else None)
 
     def abort(self, key: str) -> None:
         """Stop one stream: through SGLang where it knows the request, else by cancelling its task."""
@@ -448,47 +398,6 @@ class _NoSignals:
     def running_phase_sigquit_handler(self, signum: int | None = None, frame: object = None) -> None:
         """Note that a child of SGLang has failed; `watch` sees it go."""
         log.error("a process of SGLang says that it failed")
-
-
-def beginning(config: Any, vocab_size: int) -> int:
-    """Return the id with which texts begin, by a model's configuration, or else one that is in every vocabulary."""
-    for part in (config, getattr(config, "text_config", None)):
-        for name in ("bos_token_id", "decoder_start_token_id", "eos_token_id", "pad_token_id"):
-            value = getattr(part, name, None)
-            token = value[0] if isinstance(value, list | tuple) and value else value
-            if isinstance(token, int) and 0 <= token < vocab_size:
-                return token
-    return 0
-
-
-def failure(code: int, message: str) -> tuple[int, str]:
-    """Say a failure of one request in a line, without the places in the grammar library's source.
-
-    A token that a grammar does not take means that it takes none there: the request's fault, whatever SGLang calls it.
-    """
-    if "Grammar accept_token failed" in message:
-        return 400, "the grammar allows nothing to follow here; perhaps a rule refers to itself without an end"
-    return code, _SOURCE.sub("", message.strip()).splitlines()[0][:MESSAGE_LENGTH]
-
-
-def ranked(meta: dict[str, Any], count: int) -> list[Ranked]:
-    """Read the log-probabilities of the newest tokens out of what SGLang says of them."""
-    chosen = meta["output_token_logprobs"][-count:]
-    likeliest = (meta.get("output_top_logprobs") or [None] * count)[-count:]
-    return [
-        (first[0], [(other[1], other[0]) for other in others or []])
-        for first, others in zip(chosen, likeliest, strict=True)
-    ]
-
-
-def ranked_prompt(meta: dict[str, Any]) -> list[Ranked]:
-    """Read the log-probabilities of the prompt's tokens, but the first, of which SGLang knows none."""
-    chosen = meta["input_token_logprobs"][1:]
-    likeliest = (meta.get("input_top_logprobs") or [None] * (len(chosen) + 1))[1:]
-    return [
-        (first[0], [(other[1], other[0]) for other in others or []])
-        for first, others in zip(chosen, likeliest, strict=True)
-    ]
 
 
 def device_of(asked: str) -> str:

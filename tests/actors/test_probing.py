@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from actors.engines.engine import ProbeError
-from actors.engines.sglang import beginning
+from actors.engines.sglang_form import beginning
 from actors.probing import AGAIN, Prober
 from messages.config import Probe
 from messages.lifecycle import Probed
