@@ -129,6 +129,7 @@ class Stack:
             ("/run/secrets/nats_password", str(folder / "nats_password")),
             ("host: 0.0.0.0, port: 8000", "host: 127.0.0.1, port: 0"),
             ("host: 0.0.0.0, port: 9400", "host: 127.0.0.1, port: 0"),
+            ("host: 0.0.0.0, port: 7070", "host: 127.0.0.1, port: 0"),
             ("../models", str(ROOT / "models")),
             ("engine: sglang", f"engine: {engine}"),
         ):
