@@ -11,7 +11,6 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 from messages import metrics as names
 from messages import procfs
@@ -53,9 +52,9 @@ class Sheet:
         """Add a histogram; `counts` has one for each bucket and a last one for what is above, empty for nothing."""
         metric, named = self._metrics[line.name], dict(zip(line.labels, labels, strict=True))
         below = 0
-        for bound, count in zip((*bounds, float("inf")), counts or [0] * (len(bounds) + 1), strict=True):
+        for bound, count in zip((*map(str, bounds), "+Inf"), counts or [0] * (len(bounds) + 1), strict=True):
             below += count
-            metric.add_sample(f"{line.name}_bucket", named | {"le": floatToGoString(bound)}, below)
+            metric.add_sample(f"{line.name}_bucket", named | {"le": bound}, below)
         metric.add_sample(f"{line.name}_count", named, below)
         metric.add_sample(f"{line.name}_sum", named, total)
 

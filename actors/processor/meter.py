@@ -26,16 +26,16 @@ CANCELLED: Final = 499
 class Spread:
     """A histogram being filled."""
 
-    __slots__ = ("_bounds", "counts", "sum")
+    __slots__ = ("bounds", "counts", "sum")
 
     def __init__(self, measure: Measure) -> None:
-        self._bounds = BOUNDS[measure]
-        self.counts = [0] * (len(self._bounds) + 1)
+        self.bounds = BOUNDS[measure]
+        self.counts = [0] * (len(self.bounds) + 1)
         self.sum = 0.0
 
     def add(self, seconds: float, times: int = 1) -> None:
         """Put a figure in, so many times."""
-        self.counts[bisect_left(self._bounds, seconds)] += times
+        self.counts[bisect_left(self.bounds, seconds)] += times
         self.sum += seconds * times
 
     def told(self) -> Histogram:
@@ -139,7 +139,9 @@ class Trail:
         counted.completion_tokens += count
         self.tokens += count
         if last:
-            counted.itl.add((now - last) / count, count)
+            itl = counted.itl
+            itl.counts[bisect_left(itl.bounds, (now - last) / count)] += count
+            itl.sum += now - last
         elif not self._first:
             self._first = True
             counted.ttft.add(now - self._arrived)

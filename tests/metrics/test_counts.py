@@ -6,11 +6,11 @@ import msgspec
 
 from messages.lifecycle import Heartbeat, State
 from supervisor.acts import Note
-from supervisor.counts import Counts, reason_of
+from supervisor.counts import Counts, Place, reason_of
 from supervisor.restart import Life, begin
 from tests.supervisor.histories import D0, spec
 
-PLACE = ("demo", "decode")
+PLACE: Place = ("demo", "decode")
 
 
 def life(**fields: Any) -> Life:

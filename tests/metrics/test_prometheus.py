@@ -2,10 +2,12 @@
 
 import json
 import math
+import re
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,8 @@ class Traffic:
         self._over = threading.Event()
         self._threads = [threading.Thread(target=self._ask, args=(number,), daemon=True) for number in range(3)]
         self.answered = 0
+        self.last = ""
+        """The id of the answer that came last."""
 
     def __enter__(self) -> "Traffic":
         for thread in self._threads:
@@ -79,7 +83,9 @@ class Traffic:
                 request = Request(f"{self._url}/v1/{path}", data, {"content-type": "application/json"})
                 try:
                     with urlopen(request, timeout=20) as answer:
-                        answer.read()
+                        said = re.search(rb'"id":"([^"]+)"', answer.read())
+                        assert said is not None
+                        self.last = said[1].decode()
                         self.answered += 1
                 except (HTTPException, OSError):
                     self._over.wait(0.1)
@@ -129,6 +135,7 @@ def test_every_panel_has_figures_and_no_counter_falls(server: Prometheus, cluste
     assert not empty, f"no figures for {empty}"
     compare_with_the_table(supervisor, publisher)
     no_counter_falls(before, samples(supervisor))
+    a_request_is_traced(cluster, traffic.last)
     raise_alarms(server, cluster)
 
 
@@ -139,8 +146,8 @@ def all_expressions(server: Prometheus) -> dict[str, str]:
         variables = {one["name"]: one for one in dashboard["templating"]["list"]}
         for variable, one in variables.items():
             metric, label = label_of(one)
-            values = until(lambda metric=metric: server.series(metric))
-            assert {"model": "demo", "slot": VICTIM}[variable] in {found[label] for found in values}
+            offered = until(partial(server.series, metric))
+            assert {"model": "demo", "slot": VICTIM}[variable] in {found[label] for found in offered}
         values = {"model": "demo", "slot": VICTIM}
         for panel, expression in expressions(dashboard).items():
             wanted[f"{name}: {panel}"] = filled(expression, values)
@@ -182,6 +189,20 @@ def no_counter_falls(
     assert sum(before[key] for key in counters if key[0] == "troupe_completion_tokens_total") > 100
     fallen = {key: (before[key], after.get(key)) for key in counters if after.get(key, -1.0) < before[key]}
     assert not fallen
+
+
+def a_request_is_traced(cluster: Cluster, request: str) -> None:
+    """By the id that an answer of the OpenAI API has."""
+    done = cluster.command("trace", request)
+    assert done.returncode == 0, done.stderr
+    steps = ["submitted", "routed", "accepted", "first token", "finished"]
+    assert re.search(r"[\s\S]*".join(steps), done.stdout), done.stdout
+    assert re.search(r"routed +demo-prefill-0#\d+, demo-decode-\d#\d+", done.stdout)
+    assert "Hello" not in done.stdout and "Once" not in done.stdout
+    (way,) = json.loads(cluster.command("trace", request, "--json").stdout)
+    assert (way["code"], way["tokens"]) == (200, 60)
+    assert cluster.command("trace", "6f1c8d8e-3f0a-4a51-9d55-0d6a6c6f9a01").returncode == 1
+    assert "is no UUID" in cluster.command("trace", "x").stderr
 
 
 def raise_alarms(server: Prometheus, cluster: Cluster) -> None:
