@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Final
 
+from messages import logs
 from supervisor.dashboard.refusal import RefusalError
 from supervisor.state import LOGS_KEPT
 
@@ -19,7 +20,7 @@ def path_of(folder: Path, lives_ago: int) -> Path:
 
 
 def tail(path: Path, lines: int) -> str:
-    """Return the last so many lines, within a bound of bytes. Raises RefusalError where there is no log."""
+    """Return the last so many lines, as people read them. Raises RefusalError where there is no log."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -30,4 +31,4 @@ def tail(path: Path, lines: int) -> str:
     found = data.decode(errors="replace").splitlines()
     if size > BYTES:
         found = found[1:]
-    return "\n".join(found[-lines:])
+    return "\n".join(logs.as_text(line) for line in found[-lines:])

@@ -29,7 +29,8 @@ def simulated(**cast: dict[str, Any]) -> dict[str, Any]:
     roles: dict[str, dict[str, Any]] = {"processor": {"http": {"port": 0}}, "prefill": {}, "decode": {}}
     parts = {role: part | cast.get(role, {}) for role, part in roles.items() if cast.get(role) != {"count": 0}}
     model = {"name": "demo", "engine": "simulated", "tokenizer": TINY, "load_deadline": 20.0, "cast": parts}
-    return {"drills": "allowed", "publisher": {"enabled": False}, "models": [model]}
+    free = {"publisher": {"enabled": False}, "dashboard": {"port": 0}}
+    return {"drills": "allowed", **free, "models": [model]}
 
 
 class Up:

@@ -48,6 +48,7 @@ function section(alias, members, open) {
   const title = alias ? members[0].model : "Hosts";
   const head = h("div", { class: "head" }, h("h2", {}, title));
   const card = h("section", { class: "card model", "aria-label": title }, head);
+  const roles = h("div", { class: "roles" });
   if (alias) {
     const gate = { pill: h("span", { class: "pill" }), since: h("span", { class: "soft" }), missing: h("p", { class: "missing" }), figures: h("dl", { class: "figures" }) };
     head.append(gate.pill, gate.since, gate.figures);
@@ -60,8 +61,13 @@ function section(alias, members, open) {
     const dense = mine.length > DENSE;
     const list = h("div", { class: dense ? "tiles dense" : "tiles" }, mine.map((slot) => tile(slot, open, dense)));
     const label = h("h3", {}, role, mine.length > 1 ? h("span", { class: "soft" }, ` ${mine.length}`) : "");
-    card.append(h("div", { class: "role" }, label, list));
+    const group = h("div", { class: "role" }, label, list);
+    // Few slots take no row of their own.
+    group.style.flexBasis = `min(100%, ${dense ? 9999 : mine.length * 245}px)`;
+    group.style.flexGrow = String(mine.length);
+    roles.append(group);
   }
+  card.append(roles);
   return card;
 }
 

@@ -115,7 +115,7 @@ function fill(parts, story) {
   parts.root.dataset.level = level(story);
   put(parts.text, say(story));
   const why = story.kind === "planned" && !story.order ? "" : story.reason;
-  put(parts.why, why ? capital(why) : "");
+  put(parts.why, !why ? "" : story.kind === "gate" ? `Missing: ${why}` : capital(why));
   const stages = story.kind === "recovery" || story.kind === "start" ? stagesOf(story) : [];
   const total = stages.reduce((sum, [, seconds]) => sum + seconds, 0);
   if (total > 0 && parts.bar.dataset.of !== String(story.last)) {
@@ -157,7 +157,8 @@ function say(story) {
       return `${life}${story.order ? `${what} asked for` : "drains"}`;
     }
     case "gate": {
-      const how = story.closed || story.what === "changed" ? "gate closed" : "gate degraded";
+      if (!story.closed && story.what === "changed") return story.going ? "gate not open yet" : `gate opened after ${lasted}`;
+      const how = story.closed ? "gate closed" : "gate degraded";
       if (!story.going && story.what === "opened") return "gate opened";
       return story.going ? how : `${how} for ${lasted}, ${story.result}`;
     }
