@@ -17,6 +17,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from messages.metrics import CLUSTER, HOST, full_name
+from supervisor.cli import main as troupe
+from supervisor.commands.codes import Code
 from tests.metrics.prometheus import Prometheus, dashboards, expressions, filled, free_port, label_of
 from tests.supervisor.cluster import Cluster, simulated
 
@@ -114,7 +116,9 @@ def samples(url: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
     }
 
 
-def test_every_panel_has_figures_and_no_counter_falls(server: Prometheus, cluster: Cluster) -> None:
+def test_every_panel_has_figures_and_no_counter_falls(
+    server: Prometheus, cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
     cluster.up()
     status = cluster.status()
     supervisor = status.dashboard
@@ -135,7 +139,7 @@ def test_every_panel_has_figures_and_no_counter_falls(server: Prometheus, cluste
     assert not empty, f"no figures for {empty}"
     compare_with_the_table(supervisor, publisher)
     no_counter_falls(before, samples(supervisor))
-    a_request_is_traced(cluster, traffic.last)
+    a_request_is_traced(cluster, traffic.last, capsys)
     raise_alarms(server, cluster)
 
 
@@ -191,18 +195,25 @@ def no_counter_falls(
     assert not fallen
 
 
-def a_request_is_traced(cluster: Cluster, request: str) -> None:
+def a_request_is_traced(cluster: Cluster, request: str, written: pytest.CaptureFixture[str]) -> None:
     """By the id that an answer of the OpenAI API has."""
-    done = cluster.command("trace", request)
-    assert done.returncode == 0, done.stderr
+
+    def trace(*arguments: str) -> tuple[int, str]:
+        code = troupe(["trace", *arguments, "--state", str(cluster.state.root)])
+        said = written.readouterr()
+        return code, said.out + said.err
+
+    code, said = trace(request)
+    assert code == 0, said
     steps = ["submitted", "routed", "accepted", "first token", "finished"]
-    assert re.search(r"[\s\S]*".join(steps), done.stdout), done.stdout
-    assert re.search(r"routed +demo-prefill-0#\d+, demo-decode-\d#\d+", done.stdout)
-    assert "Hello" not in done.stdout and "Once" not in done.stdout
-    (way,) = json.loads(cluster.command("trace", request, "--json").stdout)
+    assert re.search(r"[\s\S]*".join(steps), said), said
+    assert re.search(r"routed +demo-prefill-0#\d+, demo-decode-\d#\d+", said)
+    assert "Hello" not in said and "Once" not in said
+    (way,) = json.loads(trace(request, "--json")[1])
     assert (way["code"], way["tokens"]) == (200, 60)
-    assert cluster.command("trace", "6f1c8d8e-3f0a-4a51-9d55-0d6a6c6f9a01").returncode == 1
-    assert "is no UUID" in cluster.command("trace", "x").stderr
+    assert trace("6f1c8d8e-3f0a-4a51-9d55-0d6a6c6f9a01")[0] == Code.FAILED
+    code, said = trace("x")
+    assert (code, "is no UUID" in said) == (Code.USAGE, True)
 
 
 def raise_alarms(server: Prometheus, cluster: Cluster) -> None:
