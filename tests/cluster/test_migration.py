@@ -89,7 +89,7 @@ class Crowd:
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """One processor, one prefill, one decode actor, which may be killed as often as it takes."""
-    cluster = Cluster(tmp_path_factory.mktemp("one"), simulated() | {"restart": {"intensity": 100, "backoff": 0.05}})
+    cluster = Cluster(tmp_path_factory.mktemp("one"), simulated() | {"restart": {"intensity": 100, "backoff_max": 0.2}})
     try:
         cluster.up()
         yield cluster
