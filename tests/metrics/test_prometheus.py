@@ -222,5 +222,11 @@ def raise_alarms(server: Prometheus, cluster: Cluster) -> None:
     assert not server.firing() & {"GateClosed", "SupervisorAway", "SlotSilent", "SlotFailed"}
     assert cluster.command("drain", "demo-prefill-0", "--wait", "10").returncode == 0
     until(lambda: "GateClosed" in server.firing())
+    tokens = server.ask("sum(troupe_completion_tokens_total)")[0]["value"][1]
     cluster.log.kill()
     until(lambda: "SupervisorAway" in server.firing())
+    # The next one asks the processors, which are idle and tell nothing by themselves.
+    cluster.up(ready=False)
+    until(lambda: "SupervisorAway" not in server.firing())
+    now = until(lambda: server.ask("sum(troupe_completion_tokens_total) > 0"))[0]["value"][1]
+    assert int(now) <= int(tokens), "what the first life of the processor had counted is gone with it"
