@@ -21,7 +21,7 @@ STEPS: Final = 180
 RECENT: Final = 3
 """Steps, the one under way among them, that `now` looks at."""
 SLOTS: Final = 1_024
-"""Processors that are remembered; any more are not listened to."""
+"""Processors, and models, that are remembered; any more are not listened to."""
 
 COUNTS: Final = ("admitted", "finished", "cancelled", "left", "migrated", "prompt_tokens", "completion_tokens")
 MEASURES: Final = tuple(BOUNDS)
@@ -103,10 +103,9 @@ class Ledger:
     def take(self, told: Traffic, now: float) -> None:
         """Take in what a processor tells; what is older than what it told before changes nothing."""
         before = self._told.get(told.slot)
-        if before is None:
-            if len(self._told) >= SLOTS:
-                return
-        elif (told.generation, told.at) < (before.generation, before.at):
+        if before is None and len(self._told) >= SLOTS or told.model not in self.totals and len(self.totals) >= SLOTS:
+            return
+        if before is not None and (told.generation, told.at) < (before.generation, before.at):
             return
         self._told[told.slot] = self._there[told.slot] = told
         same = before is not None and before.generation == told.generation
