@@ -200,7 +200,8 @@ class Event(Struct, kw_only=True, omit_defaults=True):
     """Something that happened, as the event stream keeps it; `at` is wall-clock time in seconds since 1970.
 
     `what` for the topic actor is the new state; for restart: died, respawn, gave_up, stalled, ...; for gate: opened,
-    closed, degraded; for drill: its own words. `planned` tells what was asked for from what befell us.
+    closed, degraded; for drill: its own words. `planned` tells what was asked for from what befell us. `detail` of a
+    crash has `exit`, `code` and `last_lines`; of the `ready` after it `recovery`, seconds by stage (docs/watching.md).
     """
 
     topic: str

@@ -15,14 +15,16 @@ Style = Literal["plain", "bold", "good", "busy", "bad", "dim", "chosen"]
 
 SMALLEST: Final = (40, 8)
 EVENTS_LEAST: Final = 6
+TALL: Final = 16
+"""Lines from which on the chosen slot has two of its own."""
 KEYS: Final = "q quit  up/down slot  d drain  r restart  l log  / filter  ? help"
 HELP: Final = (
     "q          quit",
     "up, down   choose a slot (also k and j)",
     "d          drain it: it finishes what it has, and stays stopped",
-    "r          restart it: it finishes what it has, then starts anew; one that waits starts at once",
+    "r          restart it: it finishes what it has, then starts anew; waiting: at once",
     "l          the end of its log, and back",
-    "/          show only what has this in it: slots, states, reasons, events; Escape ends it",
+    "/          show only what has these letters in it; Escape shows all again",
     "?          this, and back",
     "",
     "d and r ask first. What a supervisor does is in the history: `troupe events`.",
@@ -49,12 +51,13 @@ def draw(known: Known, ui: Ui, width: int, height: int, now: float, wall: float)
         return [[Span(f"at least {SMALLEST[0]} x {SMALLEST[1]}, please"[:width])]]
     top = [_header(known, now, wall, width)]
     table, chosen_at = _table(known, ui, width)
-    room = height - len(top) - 4
+    details = _details(known, ui, height)
+    room = height - len(top) - len(details) - 3
     size = min(len(table), max(room - EVENTS_LEAST, 2))
     begin = max(0, min(chosen_at - size // 2, len(table) - size))
     table = table[begin : begin + size]
-    left = height - len(top) - len(table) - 4
-    rows = [*top, _heads(width), *table, _detail(known, ui, width), _rule(ui, width), *_below(known, ui, left, wall)]
+    left = room - len(table)
+    rows = [*top, _heads(width), *table, *details, _rule(ui, width), *_below(known, ui, left, wall)]
     rows += [[] for _ in range(height - 1 - len(rows))]
     return [_cut(row, width) for row in [*rows[: height - 1], _footer(ui, now)]]
 
@@ -174,18 +177,18 @@ def _short_name(slot: SlotStatus) -> str:
     return f"{slot.role}-{rest}" if alias and mark else slot.slot
 
 
-def _detail(known: Known, ui: Ui, width: int) -> Row:
-    """All of one slot that its row has no room for."""
+def _details(known: Known, ui: Ui, height: int) -> list[Row]:
+    """What the chosen slot's row has no room for: its last reason whole, and how it came back."""
+    rows: list[Row] = [[], []] if height >= TALL else [[]]
     slot = next((slot for slot in shown(known, ui.filter) if slot.slot == ui.chosen), None)
     if slot is None:
-        return []
-    parts = [short(slot.slot, slot.generation)]
-    if slot.reason:
-        parts.append(happened.plain(slot.reason))
+        return rows
+    reason = f"  {happened.plain(slot.reason)}" if slot.reason else ""
+    rows[0] = [Span(f"{short(slot.slot, slot.generation)}{reason}", "bold")]
     if slot.recovery:
-        told_stages = happened.stages(slot.recovery)
-        parts.append(f"back {span(slot.recovered)} ago in {sum(slot.recovery.values()):.2f} s ({told_stages})")
-    return [Span("  ".join(parts)[:width], "bold")]
+        total, stages = sum(slot.recovery.values()), happened.stages(slot.recovery)
+        rows[-1] = [Span(f"back {span(slot.recovered)} ago in {total:.2f} s: {stages}", "bold")]
+    return rows
 
 
 def _rule(ui: Ui, width: int) -> Row:
@@ -202,7 +205,7 @@ def _below(known: Known, ui: Ui, room: int, wall: float) -> list[Row]:
     rows: list[Row] = []
     for event in told(known, ui.filter)[: max(room, 0)]:
         style: Style = "bad" if event.what in BAD else "good" if event.what in GOOD else "plain"
-        stamp = happened.when(event.at, wall)
+        stamp = happened.when(event.at, wall)[:-4]
         rows.append([Span(f"{stamp}  ", "dim"), Span(f"{happened.whom(event)}  "), Span(happened.what(event), style)])
     return rows or [[Span("nothing yet" if not ui.filter else "nothing that passes the filter", "dim")]]
 

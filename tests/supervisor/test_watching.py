@@ -24,7 +24,7 @@ DECODE = "demo-decode-0"
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """One slot a role; the tests leave it well."""
-    made = Cluster(tmp_path_factory.mktemp("watched"), simulated())
+    made = Cluster(tmp_path_factory.mktemp("watched"), simulated() | {"logs": {"max_bytes": 65_536}})
     try:
         made.up()
         yield made
@@ -198,3 +198,13 @@ def test_the_screen_shows_a_kill_live_and_a_key_restarts_a_slot(cluster: Cluster
         assert screen.ended() == 0
     finally:
         screen.close()
+
+
+def test_an_engine_that_writes_and_writes_does_not_fill_the_disk(cluster: Cluster) -> None:
+    folder = cluster.state.slot("demo-prefill-0")
+    line = len(cluster.log.lines)
+    with (folder / "log").open("ab") as log:
+        log.write(b"an engine's own word\n" * 20_000)
+    cluster.log.until("demo-prefill-0: its log had more than 65536 bytes", after=line)
+    assert sum(path.stat().st_size for path in folder.glob("log*")) <= 6 * 65_536
+    assert "an engine's own word" in cluster.command("logs", "demo-prefill-0", "-p", "1").stdout
