@@ -253,6 +253,13 @@ class Desk:
         assert len(self.finishes[key]) == 1
         return self.finishes[key][0]
 
+    async def finished_prefill(self, request: str, attempt: int = 0, seconds: float = 10.0) -> Finish:
+        """Wait until prefill has said that its part is done, with which comes what it has to say of the prompt."""
+        key = f"{request}:{attempt}"
+        async with asyncio.timeout(seconds), self._changed:
+            await self._changed.wait_for(lambda: key in self.prefilled)
+        return self.prefilled[key]
+
     async def some(self, request: str, count: int, attempt: int = 0, seconds: float = 10.0) -> list[int]:
         """Wait until so many tokens have come."""
         key = f"{request}:{attempt}"

@@ -51,6 +51,7 @@ async def apart(desk: Desk, engines: Cast, prompt: list[int], max_tokens: int = 
     await asyncio.gather(desk.ask(DECODE, asked), desk.ask(PREFILL, ahead))
     finish = await desk.finished(asked.request, seconds=30)
     assert finish.reason == "length", finish
+    await desk.finished_prefill(asked.request)
     return desk.tokens[f"{asked.request}:0"]
 
 
