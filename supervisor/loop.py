@@ -169,7 +169,9 @@ class Supervisor:
 
         secret = await asyncio.to_thread(token.have, self._ground.folder.token_file)
         log.info("the page is at %s", self._ground.record.dashboard)
-        page = Page(self._ground, self._cluster, self._ground.listener, secret, desk, self._teller, self._ledger, self._own)
+        page = Page(
+            self._ground, self._cluster, self._ground.listener, secret, desk, self._teller, self._ledger, self._own
+        )
         page.server.add("GET", "/metrics", lambda request: metrics.answer(request, self._sources()))
         return page
 
@@ -222,12 +224,14 @@ class Supervisor:
             self._seen = now
             self._feed(roster.Late())
         self._seen = now
+        lives = self._world.lives
         self._world, commands = world.step(self._world, event, now)
         for command in commands:
             self._do(command)
         if self._page is not None and (commands or not isinstance(event, events.Tick | roster.Beat)):
             self._page.changed()
-        self._set_wake(now)
+        if self._world.lives is not lives or isinstance(event, events.Tick | events.Bus):
+            self._set_wake(now)
         if self._world.lives.over:
             self._over.set()
 

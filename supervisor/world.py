@@ -89,14 +89,12 @@ def step(world: World, event: Event, now: float) -> tuple[World, list[Command]]:
         case Bus() | Tick():
             world = _to_roster(world, event, now, commands)
             world = _to_lives(world, event, now, commands)
-        case (
-            roster.Whole()
-            | roster.Registered()
-            | roster.Unregistered()
-            | roster.Beat()
-            | roster.Late()
-            | roster.Looked()
-        ):
+        case roster.Beat(beat):
+            before = world
+            world = _to_roster(world, event, now, commands)
+            if not commands and _as_ever(before, world, beat.slot):
+                return world, commands
+        case roster.Whole() | roster.Registered() | roster.Unregistered() | roster.Late() | roster.Looked():
             world = _to_roster(world, event, now, commands)
         case acts.Gone(slot, generation) | acts.Exited(slot, generation):
             world = _to_lives(world, event, now, commands)
@@ -115,6 +113,18 @@ def step(world: World, event: Event, now: float) -> tuple[World, list[Command]]:
             world = _to_lives(world, event, now, commands)
     world = _call(_sync(world, now, commands), now, commands)
     return _roll(_decide_gates(world, commands), now, commands), commands
+
+
+def _as_ever(before: World, after: World, slot: str) -> bool:
+    """Whether a heartbeat was one of many, from which nothing can follow; in a large cluster come hundreds a second."""
+    known = before.roster.entries.get(slot)
+    heard = known is not None and known.beat is not None and not known.expired
+    return (
+        heard
+        and before.settled
+        and after.lives is before.lives
+        and all(roll.state != "going" for roll in before.rolls.values())
+    )
 
 
 def _to_lives(world: World, event: acts.SlotEvent, now: float, commands: list[Command]) -> World:

@@ -150,7 +150,7 @@ export class Stories {
 /** How long each stage of a recovery took, as [name, seconds]; nothing where nobody has said. */
 export function stagesOf(story) {
   const told = story.ready?.detail?.recovery;
-  if (told) return STAGES.filter((name) => told[name] !== undefined).map((name) => [name, told[name]]);
+  if (told) return STAGES.filter((name) => told[name] !== undefined).map((name) => [name, told[name]]).filter(([, seconds]) => seconds >= 0.0005);
   const own = story.ready?.detail?.stages;
   return own ? Object.entries(own).filter(([, seconds]) => seconds > 0) : [];
 }

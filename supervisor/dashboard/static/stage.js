@@ -191,7 +191,8 @@ function show(node, visible) {
 }
 
 function width(bar, share) {
-  const wanted = `${Math.round(100 * Math.min(1, Math.max(0, share)))}%`;
-  if (bar.style.width !== wanted) bar.style.width = wanted;
+  // Scaled and not sized: the browser has nothing to lay out anew.
+  const wanted = `scaleX(${Math.min(1, Math.max(0, share)).toFixed(2)})`;
+  if (bar.style.transform !== wanted) bar.style.transform = wanted;
 }
 

@@ -7,6 +7,7 @@ import { capital, clock, h, many, moment, put, span } from "./words.js";
 
 const SHOWN = 150; // entries at once; older ones come when asked for
 const PAGE = 300;
+const WORDS = { lapsed: "is silent: its lease is over", heard: "is heard again" };
 
 let stories = new Stories();
 let most = SHOWN;
@@ -148,7 +149,8 @@ function say(story) {
       return `${life}died${tries}, ready again as #${story.ready?.generation} after ${span(outage)}${shortly(story)}`;
     }
     case "start":
-      return story.ready ? `${life}ready after ${span(story.ready.detail?.seconds ?? story.end - story.at)}` : `${life}is starting`;
+      if (!story.ready) return `${life}is starting`;
+      return story.end - story.at < 0.05 && !story.ready.detail?.seconds ? `${life}is ready` : `${life}ready after ${span(story.ready.detail?.seconds ?? story.end - story.at)}`;
     case "planned": {
       const what = story.order ? { drain: "drain", restart: "restart", "restart-now": "restart at once", "take-out": "take out" }[story.order] || story.order : "drained";
       if (story.result === "refused") return `${what} was refused`;
@@ -165,7 +167,7 @@ function say(story) {
     case "drill":
       return story.going ? `drill: ${story.result}` : `drill ${story.result} after ${lasted}`;
     default:
-      return `${life}${story.what.replace("_", " ")}${story.events.length > 1 ? ` (${story.events.length} times)` : ""}`;
+      return `${life}${WORDS[story.what] || story.what.replace("_", " ")}${story.events.length > 1 ? ` (${story.events.length} times)` : ""}`;
   }
 }
 

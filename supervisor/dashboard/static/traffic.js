@@ -95,7 +95,7 @@ function make(uPlot, root, title, unit, lines) {
       cursor: { drag: { x: false, y: false }, points: { size: 5 }, sync: { key: "traffic" } },
       scales: { y: { range: (_, least, most) => [0, most > 0 ? most * 1.1 : 1] } },
       axes: [
-        { ...axis, size: 24, values: (_, ticks) => ticks.map((at) => new Date(at * 1000).toTimeString().slice(0, 5)) },
+        { ...axis, size: 24, space: 60, values: (_, ticks, __, ___, step) => ticks.map((at) => new Date(at * 1000).toTimeString().slice(0, step < 60 ? 8 : 5)) },
         { ...axis, size: 44, values: (_, ticks) => ticks.map((value) => count(value)) },
       ],
       series: [{}, ...lines.map(([label, name]) => ({ label, stroke: colour(name), width: 1.5, points: { show: false } }))],

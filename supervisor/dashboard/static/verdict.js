@@ -12,7 +12,7 @@ export function troubleOf(slot) {
   const state = stateOf(slot);
   const why = slot.reason && !slot.planned ? slot.reason : slot.planned ? "as asked" : "";
   const first = !slot.restarts && !why;
-  const trouble = (level, doing) => ({ level, slot: slot.slot, since: slot.since, why, doing, state });
+  const trouble = (level, doing) => ({ level, slot: slot.slot, since: slot.since, why, doing, state, restarts: slot.restarts || 0 });
   switch (state) {
     case "ready":
     case "standby":
@@ -99,7 +99,7 @@ export function showVerdict(open) {
     item.dataset.level = one.level;
     put(item.children[0], one.slot);
     put(item.children[1], `${one.state} for ${age(one.since)} – ${one.doing}`);
-    put(item.children[2], one.why && one.why !== "as asked" ? capital(one.why) : "");
+    put(item.children[2], one.why && one.why !== "as asked" ? `${capital(one.why)}${one.restarts > 1 ? ` (${one.restarts} restarts)` : ""}` : "");
   });
   if (found.lines.length > MOST) {
     const rest = list.children[MOST] || list.appendChild(h("li", { class: "soft" }));

@@ -43,7 +43,7 @@ export function span(seconds) {
 /** How long something has lasted, without the flicker of tenths. */
 export function age(since) {
   const s = Math.max(0, clock() - since);
-  return s < 1 ? "now" : span(Math.floor(s) || 1).replace(/\.0 s$/, " s");
+  return s < 1 ? "a moment" : span(Math.floor(s) || 1).replace(/\.0 s$/, " s");
 }
 
 const timeForm = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false });
