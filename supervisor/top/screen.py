@@ -79,7 +79,7 @@ def _header(known: Known, now: float, wall: float, width: int) -> Row:
 
 
 def _counts(found: Status) -> str:
-    states = [slot.state for slot in found.slots]
+    states = ["silent" if slot.state == "ready" and not slot.live else slot.state for slot in found.slots]
     ready = sum(state in ("ready", "standby") for state in states)
     others = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states) if state not in STYLES)
     failed = f", {states.count('failed')} failed" if "failed" in states else ""
