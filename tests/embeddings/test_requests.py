@@ -83,8 +83,21 @@ async def test_a_part_of_one_that_dies_goes_to_another(stage: Stage) -> None:
     assert again.attempt > part.attempt
     await first.answer(part)
     await second.answer(again)
-    assert isinstance(await talk.last(), Done)
+    last = await talk.last()
+    assert isinstance(last, Done)
     assert talk.vectors == [vector(stage.ids(text)) for text in TEXTS]
+    tally = stage.service.traffic().kinds["embed"]
+    assert (tally.admitted, tally.finished, tally.migrated) == (1, 1, 1)
+    assert tally.prompt_tokens == last.usage.prompt_tokens
+    way = stage.service.meter.way(talk.id)
+    assert way is not None
+    assert [(station.what, station.where) for station in way.stations] == [
+        ("submitted", []),
+        ("routed", ["demo-encoder-0#1"]),
+        ("migrated", ["demo-encoder-0#1"]),
+        ("routed", ["demo-encoder-1#1"]),
+        ("finished", []),
+    ]
 
 
 async def test_one_that_refuses_or_is_not_there_or_gives_no_answer_is_passed_over(stage: Stage) -> None:
