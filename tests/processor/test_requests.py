@@ -539,6 +539,8 @@ async def test_a_higher_claim_takes_a_request_away_without_a_word(stage: Stage, 
     assert (await decode.aborted()).request == talk.id
     assert len(stage.service.journal) == 0
     assert len(talk.answers) == 1
+    tally = stage.service.traffic().kinds["generate"]
+    assert (tally.admitted, tally.left, tally.finished, tally.failed) == (1, 1, 0, {})
 
 
 async def test_the_same_claim_of_an_older_name_wins(stage: Stage, bus: Bus) -> None:
