@@ -18,7 +18,7 @@ from supervisor.commands.codes import Code, CommandError
 from supervisor.commands.common import check_slot, connected, folder_of, record_of
 from supervisor.state import Folder
 
-READ_SECONDS: Final = 20.0
+READ_SECONDS: Final = 60.0
 UNITS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 KINDS: Final = (
     *TOPICS,
@@ -99,8 +99,8 @@ async def _events(folder: Folder, options: Namespace) -> Code:
     began = None if options.since is None else time.time() - options.since
     async with connected(record) as bus:
         _tell_losses(bus)
-        # Half of what happens are actors' own words, which people are not shown.
-        newest = 4 * last if last and began is None and wanted.all else 0
+        # Most of what happens at a start are the actors' own words, which people are not shown.
+        newest = 8 * last if last and began is None and wanted.all else 0
         stream = Subjects(record.cluster).event_stream
         following = asyncio.ensure_future(follow(bus, stream, printer.take, newest=newest, since=began))
         begun = asyncio.ensure_future(printer.begun.wait())

@@ -94,6 +94,8 @@ def opened() -> Iterator[Terminal]:
     """Take the terminal, and give it back as it was, whatever happens. Raises curses.error for one of no known kind."""
     locale.setlocale(locale.LC_ALL, "")
     curses.setupterm()
+    if not curses.tigetstr("cup"):
+        raise curses.error("it cannot write to a place of its screen")
     window = curses.initscr()
     try:
         curses.noecho()

@@ -131,6 +131,10 @@ def test_bad_arguments_and_absent_clusters_are_told(
         assert "no cluster runs in" in capsys.readouterr().err
     assert main(["top", "--state", str(cluster.state.root)]) == 2
     assert "needs a terminal" in capsys.readouterr().err
+    screen = Screen(["env", "TERM=dumb", *TROUPE, "top", "--state", str(cluster.state.root)])
+    screen.until("cannot be used: it cannot write")
+    assert screen.ended() == 1
+    screen.close()
     for command in (["events", "--slot", "demo-decode-9"], ["log-level", "no", "info"]):
         done = cluster.command(*command)
         assert done.returncode == 2
