@@ -11,9 +11,10 @@ import os
 import signal
 import time
 from abc import abstractmethod
+from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -46,6 +47,10 @@ from messages.work import Accept, Decode, Encode, Job, Prefill, Work
 log = logging.getLogger("troupe.worker")
 
 ACK_GRACE: Final = 15.0
+REMEMBERED: Final = 5.0
+"""Seconds for which an abort that found nothing is remembered: the work that it means may still stand in the queue, for
+each subscription has its own, and one that is blocked for a while reads them in any order."""
+MOST_REMEMBERED: Final = 4_096
 WARM_UP_SECONDS: Final = 600.0
 
 
@@ -86,6 +91,14 @@ class Running:
         self.timer: asyncio.TimerHandle | None = None
 
 
+class Aborted(NamedTuple):
+    """An abort that found nothing: of the attempts up to this one, of one processor or (if empty) of all, and when."""
+
+    attempt: int
+    out: str
+    at: float
+
+
 def key_of(job: Job | Encode) -> str:
     """Name a piece of work: where two processors have taken on one request, for a moment, each has its own."""
     return f"{job.request}:{job.attempt}:{job.out}"
@@ -103,6 +116,7 @@ class Worker(Actor):
         self._info: EngineInfo
         self._outbox: Outbox
         self._running: dict[str, Running] = {}
+        self._too_early: OrderedDict[str, Aborted] = OrderedDict()
         self._subscriptions: list[Subscription] = []
         self._idle: asyncio.Event
         self._leaving = False
@@ -208,6 +222,8 @@ class Worker(Actor):
             return known.accept
         if self.state is not State.READY:
             raise ServiceError(503, f"{self.slot} is {self.state}")
+        if self._is_aborted(job):
+            raise ServiceError(409, f"attempt {job.attempt} of request {job.request} has been aborted")
         if len(self._running) >= self._capacity:
             raise ServiceError(429, f"{self.slot} is full: {self._capacity} requests")
         if job.ttl <= 0:
@@ -321,7 +337,18 @@ class Worker(Actor):
         ]
         for running in hit:
             self._stop(running)
+        if not hit and asked.attempt is not None:
+            self._too_early[asked.request] = Aborted(asked.attempt, asked.out, time.monotonic())
+            if len(self._too_early) > MOST_REMEMBERED:
+                self._too_early.popitem(last=False)
         return f"{len(hit)} aborted"
+
+    def _is_aborted(self, job: Job | Encode) -> bool:
+        """Whether an attempt was aborted before it was read."""
+        aborted = self._too_early.get(job.request)
+        if aborted is None or time.monotonic() - aborted.at > REMEMBERED:
+            return False
+        return job.attempt <= aborted.attempt and aborted.out in ("", job.out)
 
     def _fault(self, asked: Control) -> str:
         try:

@@ -178,6 +178,9 @@ class Dispatcher:
             leg.accepted = True
             if not job.over and job.attempt == attempt:
                 job.trail.note("accepted", [str(leg.seat)], attempt=attempt)
+            elif leg.withdrawn:
+                # It has read the abort before the work, so it works on what nobody wants.
+                self._abort(job.id, attempt, leg.seat)
             return
         if job.over or job.attempt != attempt or leg.done:
             if isinstance(outcome, SilentError) and not leg.done:
@@ -455,6 +458,7 @@ class Dispatcher:
         for leg in (job.prefill, job.decode):
             if leg is not None and not leg.done:
                 self._release(job, leg)
+                leg.withdrawn = True
                 self._abort(job.id, job.attempt, leg.seat)
         job.prefill = job.decode = None
 

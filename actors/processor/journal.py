@@ -120,14 +120,18 @@ class Sink(Protocol):
 
 
 class Leg:
-    """One side of an attempt: the seat that was asked to prefill or to decode, and whether it has taken it."""
+    """One side of an attempt: the seat that was asked to prefill or to decode, and whether it has taken it.
 
-    __slots__ = ("accepted", "done", "seat")
+    `withdrawn` says that it was told to abort.
+    """
+
+    __slots__ = ("accepted", "done", "seat", "withdrawn")
 
     def __init__(self, seat: Seat) -> None:
         self.seat = seat
         self.accepted = False
         self.done = False
+        self.withdrawn = False
 
 
 class Job:

@@ -158,6 +158,19 @@ async def test_capacity_asking_twice_and_abort(cast: Cast, bus: Bus, desk: Desk)
     await desk.ask("demo-decode-0", decode(desk, [3]))
 
 
+async def test_an_abort_that_is_read_before_the_work_it_means_holds(cast: Cast, bus: Bus, desk: Desk) -> None:
+    """Else an actor whose loop was blocked would wait, with nobody to meet it, until the request's deadline."""
+    cast.start("demo-decode-0")
+    await cast.until_ready(bus, "demo-decode-0")
+    job = decode(desk, [4, 5], 20, attempt=2)
+    abort = codec.to_json(Control(request=job.request, attempt=2, out=desk.name))
+    answer = await bus.request(desk.subjects.control("demo-decode-0", "abort"), abort, timeout=5)
+    assert codec.from_json(answer.data, Answer).message == "0 aborted"
+    assert "has been aborted" in await asked_again(desk, "demo-decode-0", job, 409)
+    await desk.ask("demo-decode-0", msgspec.structs.replace(job, attempt=3))
+    assert (await desk.finished(job.request, 3)).reason == "length"
+
+
 @pytest.mark.parametrize("cast", [{"itl": 0.02}], indirect=True)
 async def test_two_processors_with_one_request_each_have_their_own(cast: Cast, bus: Bus, desk: Desk) -> None:
     """A client that has not heard of the first may have asked a second one; the one that lets go stops its own."""

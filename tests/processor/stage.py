@@ -71,6 +71,7 @@ class Gpu:
         self.receipts: list[Receipt] = []
         self.sent: dict[str, int] = {}
         self.seq = 0
+        self._replies: dict[str, str] = {}
         self.engine, self.grammars = "", False
         self._subscriptions: list[Any] = []
 
@@ -132,12 +133,17 @@ class Gpu:
     async def _on_work(self, msg: Msg) -> None:
         job = codec.msgpack_decoder(Work).decode(msg.data)
         said = self.act(self, job)
+        self._replies[f"{job.request}:{job.attempt}"] = msg.reply
         if said is None:
-            payload = codec.to_msgpack(Accept(request=job.request, attempt=job.attempt, by=self.incarnation))
-            await self.bus.publish(msg.reply, payload)
+            await self.accept_late(job)
         elif said:
             await self.bus.publish(msg.reply, b"", headers=error_headers(said, f"{self.slot} says {said}"))
         self.work.put_nowait(job)
+
+    async def accept_late(self, job: Job) -> None:
+        """Accept work, at once or only now."""
+        payload = codec.to_msgpack(Accept(request=job.request, attempt=job.attempt, by=self.incarnation))
+        await self.bus.publish(self._replies[f"{job.request}:{job.attempt}"], payload)
 
     async def _on_control(self, msg: Msg) -> None:
         self.aborts.put_nowait(codec.from_json(msg.data, Control))

@@ -78,6 +78,18 @@ async def test_a_death_at_any_phase_is_a_pause_at_most(pair: Stage, who: str, ph
         await finished(talk, [11, 12, 13])
 
 
+async def test_who_accepts_what_was_withdrawn_meanwhile_is_told_to_abort_again(pair: Stage) -> None:
+    """Work and aborts come by two subscriptions, of which a blocked actor may read the second first."""
+    prefill, decode = await pair.gpu("prefill"), await pair.gpu("decode", act=silent)
+    talk = await pair.generate([1, 2, 3], max_tokens=2, temperature=0)
+    job = await decode.got()
+    await pair.bus.publish(pair.subjects.cancel(talk.id))
+    assert (await decode.aborted()).attempt == 1
+    await decode.accept_late(job)
+    assert (await decode.aborted()).attempt == 1
+    assert (await prefill.aborted()).attempt == 1
+
+
 async def test_a_request_waits_for_the_next_life_of_the_only_decode_whatever_the_gate_says(stage: Stage) -> None:
     """The supervisor is dead as well: nobody takes the registration away, and the gate stays as it was."""
     decode = await stage.gpu("decode")
