@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from messages.telemetry import BOUNDS, Histogram, Tally, Traffic
@@ -111,6 +111,7 @@ def test_what_it_does_not_know_is_left_out() -> None:
     assert ledger.series("other", BEGAN + 1) == []
 
 
+@settings(max_examples=50)
 @given(
     st.lists(
         st.tuples(st.integers(0, 2), st.booleans(), st.integers(0, 50), st.floats(0, 30), st.booleans()), max_size=60

@@ -22,9 +22,9 @@ from supervisor.commands.codes import Code
 from tests.metrics.prometheus import Prometheus, dashboards, expressions, filled, free_port, label_of
 from tests.supervisor.cluster import Cluster, simulated
 
-pytestmark = [pytest.mark.nats, pytest.mark.drill, pytest.mark.timeout(90)]
+pytestmark = [pytest.mark.nats, pytest.mark.drill, pytest.mark.timeout(180)]
 
-SECONDS = 20.0
+SECONDS = 30.0
 VICTIM = "demo-decode-0"
 
 
