@@ -15,6 +15,9 @@ from messages.errors import BusError, TakenError
 log = logging.getLogger("troupe.bus")
 
 WRONG_LAST_SEQUENCE: Final = (10_071, 10_164)
+FORGOTTEN: Final = 15.0
+"""Seconds after which the server drops the watch of who is gone; nats-py asks for 300, in which a crash loop piles up
+hundreds. A watch is made anew after each reconnect, so it need not outlive one."""
 
 
 class Bucket:
@@ -85,7 +88,7 @@ class Bucket:
         """
         while True:
             try:
-                watcher = await self._kv.watch(keys)
+                watcher = await self._kv.watch(keys, inactive_threshold=FORGOTTEN)
             except (nats.errors.Error, nats.js.errors.Error, TimeoutError) as error:
                 log.warning("cannot watch %s: %s; trying again", keys, error or type(error).__name__)
                 await asyncio.sleep(0.2)

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from messages import codec
+from messages import codec, leftovers
 from messages.ids import short
 from messages.lifecycle import Exit, ExitNote, Stage
 from messages.prefork import Spawn
@@ -104,6 +104,7 @@ class Slots:
         running = self.running[slot]
         status = await running.process.wait()
         folder = self._folder.slot(slot)
+        await asyncio.to_thread(leftovers.clear, folder)
         note = await asyncio.to_thread(state.read, folder / "exit.json", ExitNote)
         if note is not None and note.generation != running.record.generation:
             note = None

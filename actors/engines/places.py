@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from actors.actor import Setup
 from actors.engines.engine import ConfigurationError
+from messages import leftovers
 from messages.lifecycle import KvSource
 
 PATH_LIMIT: Final = 105
@@ -120,5 +121,6 @@ def _private(folder: Path) -> Path:
         folder.mkdir(mode=0o700)
         return folder
     made = Path(tempfile.mkdtemp(prefix="troupe-"))
+    leftovers.note(folder.parent, [made])
     folder.symlink_to(made)
     return made

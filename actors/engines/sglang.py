@@ -35,11 +35,12 @@ from actors.engines.model_files import find_model, repetition_penalty
 from actors.engines.places import Places, prepare
 from actors.engines.sglang_arguments import arguments
 from actors.engines.sglang_embedding import cut, vectors
+from actors.engines.sglang_files import files_of
 from actors.engines.sglang_form import beginning, finish_of, ranked, ranked_prompt, sampling_params
 from actors.engines.sglang_telemetry import Loads, sources_of, use_metrics_folder
 from actors.engines.sglang_tongue import SglangTongue
 from actors.engines.tongue import Tongue
-from messages import procfs
+from messages import leftovers, procfs
 from messages.codec import pack_logprobs, pack_tokens, token_count, unpack_tokens
 from messages.embed import FLOAT_BYTES, pack_floats
 from messages.frames import Finish
@@ -86,6 +87,7 @@ class SglangEngine(Engine):
             log.warning("SGLang %s has not been tried with this; tried are %s", version, ", ".join(TRIED))
         known = inspect.signature(server_args).parameters
         asked = model.args | part.args
+        leftovers.clear(self._setup.folder)
         places = self._places = prepare(self._setup, int(asked.get("dp_size") or 1))
         merged = arguments(
             model,
@@ -111,6 +113,7 @@ class SglangEngine(Engine):
             raise ConfigurationError(f"SGLang refuses its configuration: {error}") from error
         except Exception as error:
             raise LoadError(f"SGLang did not start: {type(error).__name__}: {error}") from error
+        leftovers.note(self._setup.folder, files_of(self._engine))
         atexit.unregister(self._engine.shutdown)
         self._manager = self._engine.tokenizer_manager
         known = inspect.signature(self._engine.async_generate).parameters

@@ -45,6 +45,7 @@ from actors.engines.rendezvous import BrokenRendezvousError, DecodeSide, Prefill
 from actors.engines.simulated_tongue import SimulatedTongue
 from actors.engines.tongue import Tongue
 from actors.kv_wire import GPU, BlockRemoved, BlockStored
+from messages import leftovers
 from messages.codec import Ranked, pack_logprobs, token_count, unpack_tokens
 from messages.embed import pack_floats
 from messages.frames import Finish
@@ -154,6 +155,7 @@ class SimulatedEngine(Engine):
             port = self._prefill_side.port
         if self._side == "decode":
             self._decode_side = DecodeSide()
+        leftovers.clear(self._setup.folder)
         self._places = prepare(self._setup)
         return EngineInfo(
             name="simulated",

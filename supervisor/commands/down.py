@@ -7,7 +7,7 @@ from argparse import Namespace
 from collections.abc import Iterable
 from typing import Final
 
-from messages import procfs
+from messages import leftovers, procfs
 from messages.ids import parse_slot, short
 from supervisor import spawner, state
 from supervisor.commands.codes import Code, CommandError
@@ -71,6 +71,8 @@ async def _end_rest(folder: Folder, patience: float) -> int:
     for tier in sorted(set(FRONT_TO_BACK.values())):
         ours = [(slot, record) for slot, record in folder.slots().items() if _tier(slot) == tier]
         ended += await _end_all(ours, patience)
+        for slot, _ in ours:
+            leftovers.clear(folder.slot(slot))
     await end_parents(folder)
     record = state.read(folder.nats / "process.json", ProcessRecord)
     if record is not None:
