@@ -55,6 +55,8 @@ class Counts:
                 stuck = (note.slot, note.generation) in self._stuck
                 self._stuck.discard((note.slot, note.generation))
                 self._why[note.slot] = "stalled" if stuck else reason_of(str(note.detail.get("exit", "")), note.reason)
+            case "stopped":
+                self._why[note.slot] = "planned" if note.planned else "unknown"
             case "gave_up":
                 self._stuck.discard((note.slot, note.generation))
                 self.gave_up[place] = self.gave_up.get(place, 0) + 1

@@ -34,7 +34,10 @@ def test_each_restart_is_counted_once_for_its_reason() -> None:
     counts.note(Note(D0, 4, "started", "started"), life(restarts=3, planned=True))
     assert counts.restarts == {(PLACE, "signal"): 1, (PLACE, "stalled"): 1, (PLACE, "planned"): 1}
     assert counts.stalled == {PLACE: 1}
-    counts.note(Note(D0, 4, "gave_up", "failed"), life(restarts=3))
+    counts.note(Note(D0, 4, "stopped", "stopped", "drained", planned=True), life())
+    counts.note(Note(D0, 5, "started", "is loading, started by its manager"), life())
+    assert counts.restarts[PLACE, "planned"] == 2, "an external slot's own count may say nothing of it"
+    counts.note(Note(D0, 5, "gave_up", "failed"), life(restarts=3))
     assert counts.gave_up == {PLACE: 1}
 
 
