@@ -11,7 +11,21 @@ _REPLY: Final = re.compile(r"[^\s*>.\x00-\x20\x7f]+(?:\.[^\s*>.\x00-\x20\x7f]+)*
 
 Kind = Literal["chat", "completion", "generate", "embed"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
-Verb = Literal["drain", "exit", "abort", "ping", "promote", "pause", "resume", "flush", "profile", "fault", "trace", "traffic", "log-level"]
+Verb = Literal[
+    "drain",
+    "exit",
+    "abort",
+    "ping",
+    "promote",
+    "pause",
+    "resume",
+    "flush",
+    "profile",
+    "fault",
+    "trace",
+    "traffic",
+    "log-level",
+]
 VERBS: Final[tuple[Verb, ...]] = get_args(Verb)
 Topic = Literal["actor", "gate", "restart", "drill"]
 TOPICS: Final[tuple[Topic, ...]] = get_args(Topic)

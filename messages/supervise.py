@@ -53,13 +53,13 @@ class SlotStatus(Struct, kw_only=True, omit_defaults=True):
     """One slot as its supervisor sees it.
 
     `state`: waiting, starting, loading, standby, ready, draining, killing, stopped or failed; `seconds` for how long;
-    `live` whether requests may be sent there. `reason` is the last reason for a restart or a stop, `planned` whether it was
-    asked for. `stage` is what a loading slot is at. The figures are those of the last heartbeat. `http` is the address
-    of a processor's door or of the publisher's metrics; `events` are the ZMQ endpoints of KV events that stay there. An
-    external slot's `host` and `pid` are those that its actor has registered. `probe` is the last health probe of an
-    engine that has been idle long enough for one. `recovery` has the seconds from its last death to its next ready by
-    stage (`supervisor.recovery.STAGES`), `recovered` how long ago that was; empty while there was none. `standby` says
-    that it is an understudy, warm and without work.
+    `live` whether requests may be sent there. `reason` is the last reason for a restart or a stop, `planned` whether
+    it was asked for. `stage` is what a loading slot is at. The figures are those of the last heartbeat. `http` is the
+    address of a processor's door or of the publisher's metrics; `events` are the ZMQ endpoints of KV events that stay
+    there. An external slot's `host` and `pid` are those that its actor has registered. `probe` is the last health
+    probe of an engine that has been idle long enough for one. `recovery` has the seconds from its last death to its
+    next ready by stage (`supervisor.recovery.STAGES`), `recovered` how long ago that was; empty while there was none.
+    `standby` says that it is an understudy, warm and without work.
     """
 
     slot: str

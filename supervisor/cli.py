@@ -167,8 +167,8 @@ def _add_slots(commands: Any) -> None:
     restart = _command(
         commands,
         "restart",
-        "let a slot finish what it has and start it anew, also one that failed or was drained; or all of a model's, one "
-        "after the other, with no request lost",
+        "let a slot finish what it has and start it anew, also one that failed or was drained; or all of a model's, "
+        "one after the other, with no request lost",
         "troupe restart demo-decode-0 --wait 60; troupe restart --model demo --role decode",
         _restart,
     )

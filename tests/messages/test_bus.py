@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from nats.aio.msg import Msg
@@ -200,8 +201,8 @@ async def test_an_end_that_overtakes_the_entries_is_not_taken_for_emptiness(
     await bucket.delete("goes")
     watch = bucket._kv.watch
 
-    async def overtaken(keys: str) -> KeyValue.KeyWatcher:
-        watcher = await watch(keys)
+    async def overtaken(keys: str, **more: Any) -> KeyValue.KeyWatcher:
+        watcher = await watch(keys, **more)
         watcher._updates._queue.appendleft(None)  # type: ignore[attr-defined]
         return watcher
 
