@@ -95,7 +95,7 @@ def main() -> None:
             pids, began = [*system.processes.values()], time.process_time()
             before = sum(map(cpu, pids))
             seen = uvloop.run(window(system.port, short, long, options.seconds))
-            taken = (sum(map(cpu, pids)) - before + time.process_time() - began) / options.seconds
+            taken: float = (sum(map(cpu, pids)) - before + time.process_time() - began) / options.seconds
             runs.append(
                 {
                     "beside": beside,
