@@ -1,6 +1,7 @@
 """`python -m actors ROLE …`: start one actor, or the prefork parent that forks them."""
 
 import argparse
+import logging
 import os
 import re
 import socket
@@ -18,6 +19,8 @@ from messages import config, logs
 from messages.ids import ROLES, parse_slot, short
 from messages.lifecycle import Exit
 from messages.subjects import Subjects
+
+log = logging.getLogger("troupe.actor")
 
 CLAIM_SLACK = 10.0
 
@@ -50,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             actor_setup = msgspec.structs.replace(actor_setup, generation=_claim(actor_setup))
         except Ending as ending:
-            return _end(folder, options.slot, 0, ending)
+            return _end(folder, options.slot, 0, ending, configured=True)
     who = short(options.slot, actor_setup.generation)
     # `ps` explains the system; what was forked from the prefork parent would bear its name.
     setproctitle(f"troupe {who}")
@@ -150,9 +153,12 @@ def _claim(setup: Setup) -> int:
     return uvloop.run(claiming.claim(setup.nats, Subjects(setup.cluster.cluster), setup.slot, patience))
 
 
-def _end(folder: Path | None, who: str, generation: int, ending: Ending) -> int:
-    """End before there is an actor that could: with the reason on the terminal, and in the slot's folder."""
-    sys.stderr.write(f"{who} exit {ending.code}: {ending.reason}\n")
+def _end(folder: Path | None, who: str, generation: int, ending: Ending, *, configured: bool = False) -> int:
+    """End before there is an actor that could: with the reason on stderr, and in the slot's folder."""
+    if not configured:
+        # How lines are to be written stands in a configuration that may be what is wrong.
+        logs.start(who)
+    log.error("exit %d: %s", ending.code, ending.reason)
     if folder is not None:
         note_exit(folder, generation, ending)
     return int(ending.code)

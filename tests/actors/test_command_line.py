@@ -1,11 +1,15 @@
 """What a manager of processes tells an actor, and what is said of it when it cannot be right."""
 
+import json
+import logging
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from actors.__main__ import _address, main, parser, slot_name
+from messages import logs
 from messages.config import ConfigError
 from messages.lifecycle import Exit
 from tests.supervisor.cluster import Cluster, simulated
@@ -29,6 +33,16 @@ def test_a_host_without_a_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         slot_name("demo-decode-{ordinal}")
 
 
+@pytest.fixture(autouse=True)
+def as_before() -> Iterator[None]:
+    """Leave logging as it was."""
+    root = logging.getLogger(logs.ROOT)
+    before = (root.handlers[:], root.level, root.propagate)
+    yield
+    root.handlers[:], root.propagate = before[0], before[2]
+    root.setLevel(before[1])
+
+
 def test_no_slot_at_all(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TROUPE_SLOT", raising=False)
     assert main(["decode", "--config", "x"]) == Exit.CONFIG
@@ -41,7 +55,9 @@ def test_a_slot_of_the_supervisors_is_not_for_others_to_start(
     cluster = Cluster(tmp_path, simulated())
     told = ["decode", "--config", str(cluster.config), "--slot", "demo-decode-0", "--state", str(tmp_path)]
     assert main(told) == Exit.CONFIG
-    assert "demo-decode-0 exit 10: demo-decode-0 is started by the supervisor" in capsys.readouterr().err
+    line = json.loads(capsys.readouterr().err)
+    assert (line["slot"], line["level"]) == ("demo-decode-0", "error")
+    assert line["text"].startswith("exit 10: demo-decode-0 is started by the supervisor")
     assert (tmp_path / "slots" / "demo-decode-0" / "exit.json").exists()
 
 
