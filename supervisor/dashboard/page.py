@@ -204,6 +204,8 @@ class Page:
     async def _start_drill(self, request: web.Request) -> web.StreamResponse:
         name = request.match_info["name"]
         await self._drills.start(name)
+        by = f"asked for by the page, from {request.remote}"
+        self._teller.publish("drill", name, "asked", reason=by, planned=True)
         self._own(self._drills.follow())
         self._live.tell("drill", self._drills.status)
         return Server.json({"done": True, "message": f"drill {name} begins"})

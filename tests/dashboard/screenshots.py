@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, expect
 
 from messages.client import Client
 from tests.conftest import NatsServer
@@ -31,7 +31,10 @@ def cluster_of(load: float = 0.4) -> Iterator[Cluster]:
     """A cluster with two of what computes, under load."""
     with tempfile.TemporaryDirectory() as folder:
         configuration = simulated(decode={"count": 2}, prefill={"count": 2})
-        configuration["models"][0] |= {"name": "demo", "simulated": {"load": load, "ttft": 0.06, "itl": 0.012}}
+        configuration["models"][0] |= {
+            "name": "demo",
+            "simulated": {"load": load, "ttft": 0.06, "itl": 0.012, "total_blocks": 256},
+        }
         cluster = Cluster(Path(folder), configuration)
         asking = threading.Event()
         try:
@@ -133,9 +136,7 @@ def drill(chromium: Browser, folder: Path) -> None:
         page = opened(chromium, api)
         assert api.ask("/api/drills/kill", "POST", trusted=True)[0] == 200
         page.locator("#drills-open").click()
-        page.wait_for_function(
-            "document.querySelector('#drill-now pre')?.textContent.includes('injected')", timeout=60_000
-        )
+        expect(page.locator("#drill-now pre")).to_contain_text("proof:", timeout=60_000)
         time.sleep(0.5)
         page.locator("#drills").scroll_into_view_if_needed()
         page.screenshot(path=folder / "drill.png")

@@ -21,7 +21,7 @@ export function showDrill() {
     put(root.querySelector("strong"), playing ? `${playing.drill} is being played, for ${age(playing.started)}` : "The last drill said");
     root.querySelector("button").hidden = !playing;
     const words = root.querySelector("pre");
-    put(words, text || "…");
+    put(words, text.trim() || "…");
     words.scrollTop = words.scrollHeight;
   } else root.replaceChildren();
   if (wasPlaying && !playing && known) list();

@@ -118,6 +118,7 @@ export class Stories {
   }
 
   drill(event) {
+    if (event.what === "asked") return this.repeat(event, "drill");
     const key = `drill ${event.of}`;
     let story = this.open.get(key);
     if (!story) {

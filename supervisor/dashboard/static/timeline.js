@@ -165,6 +165,7 @@ function say(story) {
       return story.going ? how : `${how} for ${lasted}, ${story.result}`;
     }
     case "drill":
+      if (story.what === "asked") return "drill asked for";
       return story.going ? `drill: ${story.result}` : `drill ${story.result} after ${lasted}`;
     default:
       return `${life}${WORDS[story.what] || story.what.replace("_", " ")}${story.events.length > 1 ? ` (${story.events.length} times)` : ""}`;

@@ -63,7 +63,14 @@ export function judge() {
   const unknown = models.filter((alias) => !known.has(alias)).length;
   const ready = [...slots.values()].filter((slot) => stateOf(slot) === "ready").length;
   const lines = troubles.sort((a, b) => RANK[a.level] - RANK[b.level] || a.since - b.since);
-  const note = `${ready} of ${many(slots.size, "slot")} ready · ${gates.length - closed.length} of ${many(Math.max(models.length, gates.length), "gate")} open`;
+  const { playing } = store.drill;
+  const standby = [...slots.values()].filter((slot) => slot.standby && stateOf(slot) === "standby").length;
+  const more = [
+    standby ? `${standby} on standby` : "",
+    ...(head.rolling || []).filter((one) => one.state === "going").map((one) => `rolling restart of ${one.model}: ${one.done || 0} of ${one.total} done`),
+    playing ? `the drill ${playing.drill} is being played` : "",
+  ].filter(Boolean);
+  const note = [`${ready} of ${many(slots.size - standby, "slot")} ready · ${gates.length - closed.length} of ${many(Math.max(models.length, gates.length), "gate")} open`, ...more].join(" · ");
   if (!head.nats_up) return { level: "bad", title: "The supervisor has lost NATS", note, lines };
   if (closed.length || unknown) {
     const neverOpen = unknown || closed.every((gate) => !gate.opened);
