@@ -10,6 +10,7 @@ import pytest
 
 from actors.processor.embeddings import embedder
 from messages.frames import Finish
+from messages.lifecycle import Child
 from messages.submit import Done, Error
 from tests.conftest import NatsServer, eventually
 from tests.embeddings.stage import SIZE, Enc, Stage, raised, vector
@@ -122,6 +123,17 @@ async def test_what_an_encoder_that_hangs_has_goes_to_another(stage: Stage, monk
     assert talk.vectors == [vector(stage.ids(text)) for text in TEXTS]
     told = await hung.aborted()
     assert (told.request, told.attempt) == (part.request, part.attempt)
+
+
+async def test_what_an_encoder_has_whose_engine_is_stopped_goes_to_another_at_once(stage: Stage) -> None:
+    stopped = await stage.encoder(0)
+    talk = await stage.submit(TEXTS)
+    part = await stopped.part()
+    await stage.encoder(1, answers=True)
+    await stopped.beat(in_flight=1, children=[Child(pid=7, state="T", cpu_seconds=0.0)])
+    assert isinstance(await talk.last(), Done)
+    assert talk.vectors == [vector(stage.ids(text)) for text in TEXTS]
+    assert (await stopped.aborted()).request == part.request
 
 
 async def test_an_encoder_that_hangs_gets_no_more_until_it_takes_a_step(
