@@ -327,7 +327,9 @@ class Bus:
     async def _on_reconnected(self) -> None:
         self.down_since = None
         self.reconnects += 1
-        log.info("connected to NATS again at %s", shown([self._nc.connected_url.netloc]) if self._nc.connected_url else "?")
+        log.info(
+            "connected to NATS again at %s", shown([self._nc.connected_url.netloc]) if self._nc.connected_url else "?"
+        )
         for watcher in list(self._watchers):
             self._watchers.discard(watcher)
             stop_now(watcher)

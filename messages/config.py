@@ -434,7 +434,8 @@ def wrong_url(urls: list[str]) -> str | None:
         scheme = url.partition("://")[0] if "://" in url else "nats"
         if scheme not in SCHEMES:
             known = " and ".join(f"{scheme}://" for scheme in SCHEMES)
-            return f"{without_secrets(url)!r} begins with {scheme}://; {known} can be used (a server's websocket port cannot)"
+            told = f"{without_secrets(url)!r} begins with {scheme}://"
+            return f"{told}; {known} can be used (a server's websocket port cannot)"
     return None
 
 

@@ -22,9 +22,7 @@ from supervisor.world import Event, World
 class Desk:
     """Where orders come in; `look` returns the world as it is now, `ask` hands an order to the deciders."""
 
-    def __init__(
-        self, ground: Ground, slots: Slots, look: Callable[[], World], ask: Callable[[Event], None]
-    ) -> None:
+    def __init__(self, ground: Ground, slots: Slots, look: Callable[[], World], ask: Callable[[Event], None]) -> None:
         self._ground = ground
         self._slots = slots
         self._look = look

@@ -80,7 +80,9 @@ class Teller:
             text = f"started (pid {running.process.pid}, {running.record.spawn})"
             detail |= {"pid": running.process.pid}
         about = {"slot": note.slot, "generation": note.generation}
-        log.log(logging.WARNING if note.bad else logging.INFO, "%s %s", short(note.slot, note.generation), text, extra=about)
+        log.log(
+            logging.WARNING if note.bad else logging.INFO, "%s %s", short(note.slot, note.generation), text, extra=about
+        )
         more = {"generation": note.generation, "reason": note.reason, "planned": note.planned, "detail": detail}
         self.publish("restart", note.slot, note.what, **more)
 
