@@ -237,14 +237,13 @@ class Dispatcher:
             if item.position < have:
                 ids = ids[have - item.position :]
                 ranked = ranked and ranked[have - item.position :]
-            known = 0
-            if job.redone < job.anew:
+            if again := job.redone < job.anew:
                 ends = finish is not None and finish.reason in ("stop", "length")
                 if (known := job.compare(ids, ends=ends)) < 0:
                     self._differs(job, leg)
                     return
                 ids, ranked = ids[known:], ranked and ranked[known:]
-            if known and not ids:
+            if again and not ids:
                 pass
             elif job.asked.chat is None:
                 job.receive(ids, finish, ranked)

@@ -58,6 +58,24 @@ async def test_a_chat_travels_as_it_is_and_comes_back_as_text(stage: Stage) -> N
     assert (last.usage.prompt_tokens, last.usage.completion_tokens, last.usage.cached_tokens) == (7, 2, 3)
 
 
+async def test_greedy_with_penalties_is_generated_anew_and_its_text_goes_on_at_the_seam(stage: Stage) -> None:
+    doomed = await stage.gpu("decode")
+    talk = await chat(stage, temperature=0, frequency_penalty=0.5)
+    job = await doomed.got()
+    await say(doomed, job, 5, Said("n", 7))
+    await say(doomed, job, 6, Said(""))
+    await talk.tokens_come(2)
+    other = await stage.gpu("decode", 1)
+    await doomed.die()
+    job = await other.got()
+    assert job.prompt == b""
+    for token, text in ((5, "n"), (6, ""), (7, "é")):
+        await say(other, job, token, Said(text, 7 if token == 5 else 0))
+    await say(other, job, None, Said("!"), Finish("stop", 0, "", 7, 3, 3))
+    assert isinstance(await talk.last(), Done)
+    assert (talk.text, talk.token_ids) == ("né!", [5, 6, 7])
+
+
 async def test_the_renderings_end_begins_the_reasoning(stage: Stage) -> None:
     gpu = await stage.gpu("decode")
     talk = await chat(stage)
