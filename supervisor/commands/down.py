@@ -12,6 +12,7 @@ from messages.ids import parse_slot, short
 from supervisor import spawner, state
 from supervisor.commands.codes import Code, CommandError
 from supervisor.commands.common import folder_of, say
+from supervisor.dashboard.drills import end_playing
 from supervisor.slots import end_parents
 from supervisor.spawner import Process
 from supervisor.spec import FRONT_TO_BACK
@@ -67,7 +68,7 @@ async def _end_supervisor(folder: Folder, patience: float) -> int:
 
 async def _end_rest(folder: Folder, patience: float) -> int:
     """End the actors tier by tier, then the prefork parents, then the NATS server."""
-    ended = 0
+    ended = int(await end_playing(folder.root))
     for tier in sorted(set(FRONT_TO_BACK.values())):
         ours = [(slot, record) for slot, record in folder.slots().items() if _tier(slot) == tier]
         ended += await _end_all(ours, patience)

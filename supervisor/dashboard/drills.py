@@ -192,6 +192,17 @@ class Drills:
         return found
 
 
+async def end_playing(root: Path) -> bool:
+    """Have a drill that was started from the page heal what it hurt and end; say whether one was at it."""
+    path = root / "drills" / "playing.json"
+    found = await asyncio.to_thread(state.read, path, Playing)
+    process = await spawner.adopt(found.pid, found.start_time) if found is not None else None
+    if process is not None:
+        await spawner.end(process, HEAL_SECONDS)
+    await asyncio.to_thread(path.unlink, missing_ok=True)
+    return process is not None
+
+
 def _make_ready(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "playing.log").write_bytes(b"")

@@ -55,6 +55,14 @@ class Api:
             time.sleep(0.05)
         return slot
 
+    def events(self, query: str, fits: Callable[[list[Any]], bool], seconds: float = 15.0) -> list[Any]:
+        """Wait for the history to be as wanted: it comes by way of NATS."""
+        deadline = time.monotonic() + seconds
+        while not fits(found := self.read(f"/api/events?{query}")["events"]):
+            assert time.monotonic() < deadline, found
+            time.sleep(0.05)
+        return list(found)
+
 
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
@@ -100,7 +108,7 @@ def test_orders_are_carried_out_and_told(api: Api) -> None:
     assert (status, json.loads(text)["message"]) == (409, "demo-decode-1 is stopped already")
     assert api.ask("/api/slots/demo-decode-1/restart", "POST", trusted=True)[0] == 200
     api.until("demo-decode-1", lambda slot: slot["state"] == "ready")
-    asked = api.read("/api/events?what=asked")["events"]
+    asked = api.events("what=asked", lambda found: len(found) >= 4)
     assert [(event["of"], event["detail"]["order"], event["detail"]["done"]) for event in asked] == [
         ("demo-decode-0", "restart-now", True),
         ("demo-decode-1", "take-out", True),
@@ -115,12 +123,12 @@ def test_orders_are_carried_out_and_told(api: Api) -> None:
 def test_a_death_is_told_and_its_log_lines_only_to_those_with_the_token(api: Api) -> None:
     generation = api.cluster.kill("demo-prefill-0")
     api.until("demo-prefill-0", lambda slot: slot["state"] == "ready" and slot["generation"] > generation)
-    (died,) = api.read("/api/events?of=demo-prefill-0&what=died")["events"]
+    (died,) = api.events("of=demo-prefill-0&what=died", lambda found: len(found) == 1)
     assert died["reason"] == "killed by SIGKILL"
     assert isinstance(died["detail"]["last_lines"], int)
     whole = json.loads(api.ask(f"/api/events/{died['seq']}", trusted=True)[1])
     assert any("ready" in line for line in whole["event"]["detail"]["last_lines"])
-    ready = api.read("/api/events?of=demo-prefill-0&what=ready")["events"][-1]
+    ready = api.events("of=demo-prefill-0&what=ready", lambda found: len(found) == 2)[-1]
     assert set(ready["detail"]["recovery"]) >= {"detect", "backoff", "load"}
     status, text = api.ask("/api/slots/demo-prefill-0/log?previous=1", trusted=True)
     assert (status, "ready" in text) == (200, True)
@@ -162,3 +170,26 @@ def test_the_usual_port_makes_way(monkeypatch: pytest.MonkeyPatch, caplog: pytes
             assert port != usual
         with listen.listen(Dashboard(), port) as again:
             assert again.getsockname()[1] == port
+
+
+def test_a_drill_is_played_one_at_a_time_and_ended(api: Api) -> None:
+    known = api.read("/api/drills")
+    assert known["allowed"]
+    assert "kill" in {one["name"] for one in known["drills"]}
+    assert api.ask("/api/drills/no-such-drill", "POST", trusted=True)[0] == 404
+    assert api.ask("/api/drills/control", "POST", trusted=True)[0] == 200
+    status, text = api.ask("/api/drills/kill", "POST", trusted=True)
+    assert (status, json.loads(text)["error"]) == (409, "a drill is being played already (control); one at once")
+    assert api.read("/api/drills")["playing"]["drill"] == "control"
+    (asked,) = api.events("topic=drill&what=asked", lambda found: len(found) == 1)
+    assert asked["of"] == "control"
+    deadline = time.monotonic() + 20
+    while "this hurts the running cluster" not in api.read("/api/drills")["text"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert api.ask("/api/drills", "DELETE", trusted=True)[0] == 200
+    while api.read("/api/drills")["playing"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    for wrong in ("..%2f..", ".", "no-such-run", "%2e%2e"):
+        assert api.ask(f"/api/drills/{wrong}/report")[0] == 404
