@@ -23,6 +23,7 @@ UNITS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 KINDS: Final = (
     *TOPICS,
     *("started", "ready", "died", "gave_up", "condemned", "draining", "stopped", "aborted", "waits", "held"),
+    *("standby", "promoted", "refused", "surplus", "rolls", "rolled", "roll_done", "roll_stopped"),
     *("lapsed", "heard", "opened", "closed", "degraded", "whole", "stage"),
 )
 """What --kind takes: a topic, or a word of one."""
