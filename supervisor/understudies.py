@@ -36,6 +36,11 @@ def step(lives: Lives, now: float) -> tuple[Lives, list[SlotCommand]]:
         for group in _groups(lives):
             for life in _one(group, now, commands):
                 lives = _with(lives, life)
+        for life in [life for life in lives.slots.values() if not life.spec.actives]:
+            # From a time when the configuration had understudies for its role, or has them now and we do not know yet.
+            if life.phase is Phase.STANDBY and _may_be_called(life, now):
+                commands.append(Promote(life.spec.slot, life.generation))
+                lives = _with(lives, msgspec.structs.replace(life, call="asked", called=now))
     return lives, commands
 
 
