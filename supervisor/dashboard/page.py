@@ -38,6 +38,8 @@ MOST_EVENTS: Final = 1_000
 AGAIN: Final = 5.0
 ASKED_AT_ONCE: Final = 2
 """Look-ups of requests under way at a time: each asks every processor."""
+ASKED: Final = 20
+"""Look-ups under way or waiting for their turn."""
 
 Own = Callable[[Coroutine[Any, Any, None]], None]
 
@@ -64,6 +66,7 @@ class Page:
         self._files = StaticFiles()
         self._seen: View | None = None
         self._asking = asyncio.Semaphore(ASKED_AT_ONCE)
+        self._asked = 0
         self._plots = Plots(ledger)
         self._live = Live(self._look, self._history, self._extras, self._more)
         self._drills = Drills(ground.folder.root, cluster.drills == "allowed", self._live.tell)
@@ -188,12 +191,17 @@ class Page:
             wanted = ways.request_id(request.match_info["request"])
         except ValueError as error:
             raise RefusalError(400, str(error).partition(";")[0]) from None
-        async with self._asking:
-            try:
+        if self._asked >= ASKED:
+            raise RefusalError(429, f"{ASKED} requests are being looked up already; ask again in a moment")
+        self._asked += 1
+        try:
+            async with self._asking:
                 there = await ways.processors(self._ground.registry)
                 found = await ways.ways(self._ground.bus, self._ground.subjects, there, wanted)
-            except BusError as error:
-                raise RefusalError(503, f"the processors cannot be asked: {error}") from None
+        except BusError as error:
+            raise RefusalError(503, f"the processors cannot be asked: {error}") from None
+        finally:
+            self._asked -= 1
         if not found:
             raise RefusalError(404, f"no processor that is there ({', '.join(there) or 'none'}) remembers {wanted}")
         return Server.json({"ways": found})
