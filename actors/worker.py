@@ -120,6 +120,7 @@ class Worker(Actor):
         self._subscriptions: list[Subscription] = []
         self._idle: asyncio.Event
         self._leaving = False
+        self._generated = 0
 
     @abstractmethod
     def disaggregation(self) -> Disaggregation:
@@ -269,6 +270,7 @@ class Worker(Actor):
         self._outbox.add(job.out, job.request, job.attempt, running.sent, tokens, finish, running.ranked, running.said)
         running.ranked = running.said = None
         running.sent += len(tokens) // 4
+        self._generated += len(tokens) // 4
         if finish is not None:
             running.finished = True
 
@@ -369,6 +371,7 @@ class Worker(Actor):
             prefill_tokens=sum(running.length for running in prefilling),
             queued=figures.queued,
             steps=figures.steps,
+            tokens=self._generated,
             kv_used=figures.kv_used,
             kv_total=figures.kv_total,
             children=self._engine.children(),

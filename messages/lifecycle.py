@@ -173,6 +173,7 @@ class Heartbeat(Struct, kw_only=True, omit_defaults=True):
     blocks. `loads` is the engine's own account for each DP rank, where it gives one. `unanswerable` counts a
     processor's requests whose reply subject is none that may be answered: all that is ever said of these. `probe` is
     an engine's last health probe, None before the first. `bus_dropped` counts messages that the actor was too slow for.
+    `tokens` counts those that its engine has generated.
     """
 
     slot: str
@@ -194,6 +195,7 @@ class Heartbeat(Struct, kw_only=True, omit_defaults=True):
     unanswerable: int = 0
     probe: Probed | None = None
     bus_dropped: int = 0
+    tokens: int = 0
 
 
 class Event(Struct, kw_only=True, omit_defaults=True):

@@ -59,7 +59,8 @@ class SlotStatus(Struct, kw_only=True, omit_defaults=True):
     there. An external slot's `host` and `pid` are those that its actor has registered. `probe` is the last health
     probe of an engine that has been idle long enough for one. `recovery` has the seconds from its last death to its
     next ready by stage (`supervisor.recovery.STAGES`), `recovered` how long ago that was; empty while there was none.
-    `standby` says that it is an understudy, warm and without work.
+    `standby` says that it is an understudy, warm and without work. `tokens` counts those that its engine has generated
+    in this life.
     """
 
     slot: str
@@ -90,6 +91,7 @@ class SlotStatus(Struct, kw_only=True, omit_defaults=True):
     recovery: dict[str, float] = {}
     recovered: float = 0.0
     standby: bool = False
+    tokens: int = 0
 
 
 class Status(Struct, kw_only=True, omit_defaults=True):

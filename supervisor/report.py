@@ -174,5 +174,6 @@ def _with_figures(status: SlotStatus, beat: Heartbeat | None) -> SlotStatus:
         status.kv_used = beat.kv_used
         status.kv_total = beat.kv_total
         status.rss_bytes = beat.rss_bytes
+        status.tokens = beat.tokens
         status.probe = beat.probe
     return status

@@ -65,6 +65,7 @@ class Page:
         self._history = History()
         self._files = StaticFiles()
         self._seen: View | None = None
+        self._rates = view.Rates()
         self._asking = asyncio.Semaphore(ASKED_AT_ONCE)
         self._asked = 0
         self._plots = Plots(ledger)
@@ -123,7 +124,9 @@ class Page:
     # What there is to tell.
 
     def _look(self) -> View:
-        self._seen = view.of_status(self._desk.status(), self._plots.now(time.time()), self._seen, time.time())
+        self._seen = view.of_status(
+            self._desk.status(), self._plots.now(time.time()), self._rates, self._seen, time.time()
+        )
         return self._seen
 
     def _extras(self) -> dict[str, Any]:

@@ -12,19 +12,40 @@ from messages.supervise import SlotStatus, Status
 
 JITTER: Final = 0.5
 """Seconds by which a moment may seem to move between two looks and is yet the same one."""
-MOVING: Final = ("seconds", "probe", "recovered", "in_flight", "queued", "kv_used", "rss_bytes")
+MOVING: Final = ("seconds", "probe", "recovered", "in_flight", "queued", "kv_used", "rss_bytes", "tokens")
 """Fields of a slot that change with time or load alone, and are told as moments or figures."""
+SPAN: Final = 2.0
+"""Seconds over which a rate is measured: heartbeats come twice a second."""
+LONGEST: Final = 10.0
+"""Seconds between two looks after which a rate would say nothing of now."""
 
 Slot = dict[str, Any]
 Traffic = dict[str, dict[str, Any]]
+
+
+class Rates:
+    """Tokens a second of each slot, from counts that grow."""
+
+    def __init__(self) -> None:
+        self._marks: dict[str, tuple[float, int]] = {}
+        self._last: dict[str, float] = {}
+
+    def of(self, slot: str, tokens: int, now: float) -> float:
+        """Take in a count, and say how fast it grows; 0 where that is not known yet."""
+        at, before = self._marks.get(slot, (0.0, 0))
+        if now - at >= SPAN or tokens < before:
+            known = now - at <= LONGEST and tokens >= before
+            self._last[slot] = round((tokens - before) / (now - at), 1) if known else 0.0
+            self._marks[slot] = now, tokens
+        return self._last[slot]
 
 
 class View(Struct):
     """A cluster as the page shows it.
 
     `head` is what belongs to the whole; `slots` by name, each with `since` (seconds since 1970) in place of a length
-    of time; `figures` by slot: in flight, queued, KV blocks used, bytes of memory, moment of the last probe. `traffic`
-    is what the last seconds brought, by model.
+    of time; `figures` by slot: in flight, queued, KV blocks used, bytes of memory, moment of the last probe, tokens a
+    second. `traffic` is what the last seconds brought, by model.
     """
 
     head: dict[str, Any]
@@ -33,7 +54,7 @@ class View(Struct):
     traffic: Traffic
 
 
-def of_status(status: Status, traffic: Traffic, before: View | None, now: float) -> View:
+def of_status(status: Status, traffic: Traffic, rates: Rates, before: View | None, now: float) -> View:
     """Make the view of a status taken at wall-clock time `now`."""
     head = msgspec.to_builtins(status)
     del head["slots"]
@@ -46,6 +67,7 @@ def of_status(status: Status, traffic: Traffic, before: View | None, now: float)
         slots[slot.slot] = _slot(slot, status.host, known, now)
         probed = round(now - slot.probe.age) if slot.probe is not None else 0
         figures[slot.slot] = [slot.in_flight, slot.queued, slot.kv_used, slot.rss_bytes, probed]
+        figures[slot.slot].append(rates.of(slot.slot, slot.tokens, now))
     return View(head, slots, figures, traffic)
 
 

@@ -38,6 +38,7 @@ class Scene:
         )
         self.looks = 0
         self.seen: View | None = None
+        self.rates = view.Rates()
         self.history = History()
         self.live = Live(self.look, self.history, lambda: {"drill": {}}, lambda: None)
         listener = socket.create_server(("127.0.0.1", 0))
@@ -49,7 +50,7 @@ class Scene:
 
     def look(self) -> View:
         self.looks += 1
-        self.seen = view.of_status(self.status, {}, self.seen, time.time())
+        self.seen = view.of_status(self.status, {}, self.rates, self.seen, time.time())
         return self.seen
 
     def happen(self, what: str, *, anew: bool = False, reason: str = "") -> None:
@@ -206,3 +207,15 @@ async def test_too_many_viewers_are_refused(scene: Scene, monkeypatch: pytest.Mo
         async with client.get(f"{scene.url}/api/live") as response:
             assert response.status == 503
             assert "1 pages are open already" in (await response.json())["error"]
+
+
+def test_tokens_a_second_are_measured_over_some_seconds() -> None:
+    rates = view.Rates()
+    assert rates.of("demo-decode-0", 5_000, 100.0) == 0.0
+    assert rates.of("demo-decode-0", 5_500, 101.0) == 0.0
+    assert rates.of("demo-decode-0", 6_000, 102.0) == 500.0
+    assert rates.of("demo-decode-0", 6_000, 103.0) == 500.0
+    assert rates.of("demo-decode-0", 6_000, 104.0) == 0.0
+    # A new life counts from nothing, and what was long ago says nothing of now.
+    assert rates.of("demo-decode-0", 10, 104.1) == 0.0
+    assert rates.of("demo-decode-0", 90_000, 200.0) == 0.0

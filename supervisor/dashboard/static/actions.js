@@ -1,7 +1,7 @@
 // What can be done: a slot's details, its log, and orders, each after a confirmation that says what will happen.
 
 import { store } from "./live.js";
-import { STATES, age, bytes, capital, h, levelOf, many, moment, put, span, stateOf } from "./words.js";
+import { STATES, age, bytes, capital, count, h, levelOf, many, moment, put, span, stateOf } from "./words.js";
 
 const KEY = "troupe-token";
 const dialog = () => document.getElementById("slot-dialog");
@@ -188,7 +188,7 @@ export function refreshSlot() {
   const [word, sign] = STATES[state] || [state, "•"];
   put(parts.state, `${sign} ${word}`);
   parts.state.dataset.level = levelOf(state);
-  const [flight = 0, queued = 0, used = 0, rss = 0, probed = 0] = store.figures.get(shown) || [];
+  const [flight = 0, queued = 0, used = 0, rss = 0, probed = 0, speed = 0] = store.figures.get(shown) || [];
   const rows = [
     ["State", `${word}${slot.stage ? ` (${slot.stage.replace("_", " ")})` : ""} for ${age(slot.since)}, since ${moment(slot.since)}`],
     ["Last reason", slot.reason ? `${slot.reason}${slot.planned ? " (planned)" : ""}` : ""],
@@ -197,6 +197,7 @@ export function refreshSlot() {
     ["Process", [slot.pid ? `pid ${slot.pid}` : "", slot.host, slot.spawn].filter(Boolean).join(", ")],
     ["GPUs", slot.gpus?.join(", ")],
     ["Requests", slot.capacity ? `${flight} of ${slot.capacity} in flight, ${queued} queued` : `${flight} in flight`],
+    ["Tokens", speed ? `${count(speed)} a second` : ""],
     ["KV cache", slot.kv_total ? `${used} of ${slot.kv_total} blocks, ${Math.round((100 * used) / slot.kv_total)} %` : ""],
     ["Memory", rss ? bytes(rss) : ""],
     ["Loaded in", slot.load_seconds ? span(slot.load_seconds) : ""],

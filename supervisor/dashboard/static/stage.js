@@ -104,7 +104,7 @@ function refresh(name) {
   }
   put(parts.name, `${shortName(slot)}${slot.generation ? `#${slot.generation}` : ""}`);
   put(parts.state, `${sign} ${word}`);
-  const [flight = 0, queued = 0, used = 0] = store.figures.get(name) || [];
+  const [flight = 0, queued = 0, used = 0, , , speed = 0] = store.figures.get(name) || [];
   const working = state === "ready" || state === "draining" || state === "silent";
   show(parts.meters, working && slot.role !== "publisher");
   if (working) {
@@ -122,6 +122,7 @@ function refresh(name) {
   const reason = slot.reason && !slot.planned ? slot.reason : "";
   put(parts.reason, [slot.restarts ? `${slot.restarts} restart${slot.restarts > 1 ? "s" : ""}` : "", reason].filter(Boolean).join(" · "));
   parts.reason.title = reason;
+  parts.speed = working && speed ? `${count(speed)} tokens/s` : "";
   const gpus = slot.gpus?.length ? `GPU ${slot.gpus.join(", ")}` : "";
   parts.where = [slot.host, gpus, slot.spawn === "external" ? "external" : ""].filter(Boolean).join(" · ");
   tick(name, parts, slot);
@@ -136,7 +137,7 @@ export function tickTiles() {
 function tick(name, parts, slot) {
   if (!slot) return;
   const lasts = age(slot.since);
-  put(parts.place, parts.where ? `${lasts} · ${parts.where}` : lasts);
+  put(parts.place, [lasts, parts.speed, parts.where].filter(Boolean).join(" · "));
   const label = `${name}, ${stateOf(slot)} for ${lasts}${slot.reason ? `, ${slot.reason}` : ""}`;
   if (parts.root.getAttribute("aria-label") !== label) parts.root.setAttribute("aria-label", label);
   if (parts.root.title !== label) parts.root.title = label;
