@@ -29,7 +29,7 @@ log = logging.getLogger("troupe.http")
 UNTOLD: Final = (HttpProcessingError, web.RequestPayloadError, ConnectionError)
 wire_log = logging.getLogger("troupe.http.wire")
 wire_log.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], UNTOLD)))
-"""aiohttp's own log, without stack traces for what was no HTTP (its sender has been answered) and for who has hung up."""
+"""aiohttp's own log, without stack traces for what was no HTTP, whose sender is answered, and for who has hung up."""
 
 STALL_SECONDS: Final = 30.0
 UNREAD_BYTES: Final = 32_768

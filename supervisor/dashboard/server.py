@@ -20,7 +20,7 @@ log = logging.getLogger("troupe.supervisor")
 wire_log = logging.getLogger("troupe.dashboard.wire")
 UNTOLD: Final = (HttpProcessingError, ConnectionError)
 wire_log.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], UNTOLD)))
-"""aiohttp's own log, without stack traces for what was no HTTP (its sender has been answered) and for who has hung up."""
+"""aiohttp's own log, without stack traces for what was no HTTP, whose sender is answered, and for who has hung up."""
 
 SHUTDOWN_SECONDS: Final = 0.5
 BODY_BYTES: Final = 4_096
