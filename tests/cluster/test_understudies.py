@@ -17,6 +17,7 @@ from tests.supervisor.cluster import Cluster, simulated
 pytestmark = [pytest.mark.nats, pytest.mark.drill, pytest.mark.timeout(120)]
 
 PROMPTS = ["one", "two words", "and a third prompt"]
+COUNTING = [f"Count from {first} to 200: {first}, {first + 1}, {first + 2}," for first in (1, 2, 3)]
 LOAD_SECONDS = 2.0
 """How long an engine loads here: no stream could wait for that and have gone on within a second."""
 
@@ -44,9 +45,9 @@ def pair(cluster: Cluster) -> tuple[SlotStatus, SlotStatus]:
 
 async def strike(cluster: Cluster, load: Load) -> float:
     """Kill who generates, in the middle of it; return the longest time for which a stream had nothing because of it."""
-    await load.until_streaming(load.limit)
     at_work, other = await to_thread(pair, cluster)
     line = len(cluster.log.lines)
+    await load.until_streaming(load.limit)
     await to_thread(cluster.kill, at_work.slot)
     await to_thread(cluster.log.until, f"{other.slot}#{other.generation} is at work", 10, after=line)
     await load.until_answered(4, load.limit)
@@ -121,9 +122,9 @@ async def test_streams_of_the_real_engine_go_on_within_a_second_too(tmp_path: Pa
     try:
         await to_thread(cluster.up, ready=False)
         await to_thread(cluster.log.until, "demo-decode-[01]#1 is at work", 300)
-        await to_thread(cluster.log.until, "gate of demo open$", 300)
+        await to_thread(cluster.log.until, r"gate of \S+ open$", 300)
         await to_thread(_until_standby, cluster, 300.0)
-        async with loaded(cluster, PROMPTS, tokens=60, nats=3, http=0, limit=120) as load:
+        async with loaded(cluster, COUNTING, tokens=150, nats=3, http=0, limit=120) as load:
             gaps = [await strike(cluster, load) for _ in range(2)]
     finally:
         await to_thread(cluster.close)
