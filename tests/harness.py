@@ -24,7 +24,7 @@ from messages.subjects import Subjects
 from messages.work import Accept, Encode, Job
 
 ROOT = Path(__file__).resolve().parent.parent
-READY_SECONDS = 10.0
+READY_SECONDS = 30.0
 PREFORK_SECONDS = 90.0
 
 T = TypeVar("T")

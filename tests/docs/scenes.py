@@ -148,7 +148,7 @@ def slow_start(folder: Path) -> str:
 
 def starting(folder: Path) -> str:
     made = simulated()
-    made["models"][0]["simulated"] = {"load": 2.0}
+    made["models"][0]["simulated"] = {"load": 5.0}
     with up(folder, made, "demo-processor-0#1 ready") as cluster:
         said = shown(cluster)
         cluster.log.until("Ctrl-C drains", 20)
