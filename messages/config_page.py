@@ -1,4 +1,4 @@
-"""The page `docs/configuration.md`, made from the structs of `messages/config.py`: keys, what they take, defaults."""
+"""The page `docs/configuration.md`, made from the structs of `messages/config/`: keys, what they take, defaults."""
 
 import inspect
 import re
@@ -12,7 +12,7 @@ from messages.config import Cluster
 
 HEAD: Final = """# Configuration
 
-Made from `messages/config.py` by `python -m messages.config_page`; a test compares the two.
+Made from `messages/config/` by `python -m messages.config_page`; a test compares the two.
 
 A cluster is one YAML file. `configs/` has some that run as they are; `troupe check FILE` says what is wrong with one,
 where it is and what would be right, and starts nothing. Relative paths are taken from the file's own folder. A key that
