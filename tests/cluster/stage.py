@@ -10,6 +10,8 @@ from asyncio import to_thread
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import msgspec
+
 from messages import procfs
 from supervisor.drills.records import faults, figures
 from supervisor.state import ClusterRecord
@@ -23,8 +25,9 @@ def configuration(name: str) -> str:
     """One of the configurations that come with Troupe, on a free port, and with a budget for more kills than usual."""
     text = (ROOT / "configs" / name).read_text()
     assert "port: 8000" in text
-    more = "log_level: debug\nrestart: {intensity: 100, backoff_max: 2.0}\n"
-    return more + text.replace("port: 8000", "port: 0").replace("../models", str(ROOT / "models"))
+    text = text.replace("port: 8000", "port: 0").replace("../models", str(ROOT / "models"))
+    more = {"log_level": "debug", "restart": {"intensity": 100, "backoff_max": 2.0}}
+    return msgspec.yaml.encode(msgspec.yaml.decode(text) | more).decode()
 
 
 def running(folder: Path, text: str, seconds: float = 15.0) -> Iterator[Cluster]:

@@ -6,6 +6,7 @@ from asyncio import to_thread
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from messages.supervise import SlotStatus
@@ -113,12 +114,9 @@ async def test_without_a_supervisor_nobody_stands_in_until_the_next_one_has_read
 @pytest.mark.sglang
 @pytest.mark.timeout(600)
 async def test_streams_of_the_real_engine_go_on_within_a_second_too(tmp_path: Path) -> None:
-    text = configuration("demo.yaml")
-    assert text.count("      decode:\n        count: 1\n") == 1
-    text = text.replace(
-        "      decode:\n        count: 1\n", "      decode:\n        count: 1\n        understudies: 1\n"
-    )
-    cluster = await to_thread(Cluster, tmp_path, text)
+    made = msgspec.yaml.decode(configuration("demo.yaml"))
+    made["models"][0]["cast"]["decode"]["understudies"] = 1
+    cluster = await to_thread(Cluster, tmp_path, made)
     try:
         await to_thread(cluster.up, ready=False)
         await to_thread(cluster.log.until, "demo-decode-[01]#1 is at work", 300)
