@@ -10,7 +10,7 @@ from messages.ids import Role
 from messages.lifecycle import Heartbeat
 from messages.metrics import REASONS, RECOVERY_BOUNDS
 from supervisor.acts import Note
-from supervisor.restart import Life
+from supervisor.lives import Life
 
 Place = tuple[str, Role]
 """A model and a role."""

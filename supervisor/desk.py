@@ -14,7 +14,7 @@ from messages.subjects import last_token
 from messages.supervise import Order, Said, Status
 from supervisor import acts, report, rolling
 from supervisor.ground import Ground
-from supervisor.restart import AT_REST, Life, Phase
+from supervisor.lives import AT_REST, Life, Phase
 from supervisor.slots import Slots
 from supervisor.world import Event, World
 

@@ -33,8 +33,8 @@ from supervisor.counts import Counts
 from supervisor.desk import Desk
 from supervisor.forget import forget
 from supervisor.ground import Ground
+from supervisor.lives import Phase
 from supervisor.nvml import Gpus
-from supervisor.restart import Phase
 from supervisor.slots import Slots
 from supervisor.spec import Spec
 from supervisor.state import Folder

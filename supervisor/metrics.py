@@ -18,8 +18,8 @@ from messages.bus import Bus
 from messages.metrics import CLUSTER, CODES, REASONS, RECOVERY_BOUNDS, REFUSALS, Name
 from messages.telemetry import BOUNDS, Tally
 from supervisor.counts import Buckets, Counts
+from supervisor.lives import Phase
 from supervisor.recovery import STAGES
-from supervisor.restart import Phase
 from supervisor.traffic import Ledger, Total
 from supervisor.world import World
 

@@ -15,9 +15,9 @@ from typing import Final
 import msgspec
 
 from messages.lifecycle import State
-from supervisor.acts import Ask, Condemned, Dismiss, Left, Lost, Note, Seen, SlotCommand
+from supervisor.acts import Ask, Condemned, Dismiss, Left, Lost, Seen, SlotCommand
 from supervisor.events import Tick
-from supervisor.restart import KILL_SLACK, Life, Lives, Phase
+from supervisor.lives import KILL_SLACK, Life, Lives, Phase
 
 WAITS: Final = "its manager starts it"
 HERE: Final = frozenset({Phase.READY, Phase.DRAINING, Phase.KILLING})
@@ -34,18 +34,12 @@ def step(lives: Lives, event: Event, now: float) -> tuple[Lives, list[SlotComman
     commands: list[SlotCommand] = []
     if isinstance(event, Tick):
         for life in [life for life in lives.slots.values() if life.spec.external and now >= life.kill_at]:
-            lives = _with(lives, _overdue(life, now, commands))
+            lives = lives.having(_overdue(life, now, commands))
         return lives, commands
     one = lives.slots.get(event.slot)
     if one is not None and one.spec.external:
-        lives = _with(lives, _one(one, event, now, commands))
+        lives = lives.having(_one(one, event, now, commands))
     return lives, commands
-
-
-def _with(lives: Lives, life: Life) -> Lives:
-    if lives.slots[life.spec.slot] is life:
-        return lives
-    return msgspec.structs.replace(lives, slots=lives.slots | {life.spec.slot: life})
 
 
 def _one(life: Life, event: Event, now: float, commands: list[SlotCommand]) -> Life:
@@ -62,14 +56,14 @@ def _one(life: Life, event: Event, now: float, commands: list[SlotCommand]) -> L
             return _condemned(life, why, now, commands)
         case Ask() if life.phase is Phase.READY:
             commands.append(Dismiss(life.spec.slot, life.generation))
-            commands.append(Note(life.spec.slot, life.generation, "draining", "is asked to drain", planned=True))
-            return _to(life, Phase.DRAINING, now, kill_at=now + life.spec.drain_deadline + KILL_SLACK)
+            commands.append(life.note("draining", "is asked to drain", planned=True))
+            return life.to(Phase.DRAINING, now, kill_at=now + life.spec.drain_deadline + KILL_SLACK)
     return life
 
 
 def _seen(life: Life, generation: int, state: State, now: float, commands: list[SlotCommand]) -> Life:
     """Take in what its actor says of itself: in its registration, or while it loads in an event."""
-    name, new = life.spec.slot, generation != life.generation
+    new = generation != life.generation
     if state not in TOLD:
         ended = not new and life.phase is Phase.LOADING and state in (State.FAILED, State.STOPPED)
         return _gone(life, "it ended while loading; its own log says why", False, now, commands) if ended else life
@@ -84,23 +78,23 @@ def _seen(life: Life, generation: int, state: State, now: float, commands: list[
         )
     match state:
         case State.LOADING if new or life.phase is Phase.WAITING:
-            commands.append(Note(name, generation, "started", "is loading, started by its manager"))
-            return _to(life, Phase.LOADING, now, kill_at=now + life.spec.load_deadline + KILL_SLACK)
+            commands.append(life.note("started", "is loading, started by its manager"))
+            return life.to(Phase.LOADING, now, kill_at=now + life.spec.load_deadline + KILL_SLACK)
         case State.READY if new or life.phase in (Phase.WAITING, Phase.LOADING):
-            commands.append(Note(name, generation, "ready", "ready"))
-            return msgspec.structs.replace(_to(life, Phase.READY, now), ready_at=now)
+            commands.append(life.note("ready", "ready"))
+            return life.to(Phase.READY, now, kill_at=math.inf, ready_at=now)
         case State.DRAINING if new or life.phase in (Phase.WAITING, Phase.LOADING, Phase.READY):
-            commands.append(Note(name, generation, "draining", "drains, asked by somebody else", planned=True))
-            return _to(life, Phase.DRAINING, now, kill_at=now + life.spec.drain_deadline + KILL_SLACK)
+            commands.append(life.note("draining", "drains, asked by somebody else", planned=True))
+            return life.to(Phase.DRAINING, now, kill_at=now + life.spec.drain_deadline + KILL_SLACK)
     return life
 
 
 def _condemned(life: Life, why: str, now: float, commands: list[SlotCommand]) -> Life:
     if life.phase is Phase.KILLING:
         return life
-    commands.append(Note(life.spec.slot, life.generation, "condemned", f"is told to exit: {why}", why, bad=True))
+    commands.append(life.note("condemned", f"is told to exit: {why}", why, bad=True))
     commands.append(Dismiss(life.spec.slot, life.generation, why))
-    return msgspec.structs.replace(_to(life, Phase.KILLING, now), condemned=why)
+    return life.to(Phase.KILLING, now, kill_at=math.inf, condemned=why)
 
 
 def _overdue(life: Life, now: float, commands: list[SlotCommand]) -> Life:
@@ -116,9 +110,5 @@ def _overdue(life: Life, now: float, commands: list[SlotCommand]) -> Life:
 def _gone(life: Life, reason: str, planned: bool, now: float, commands: list[SlotCommand]) -> Life:
     text = f"{'stopped' if planned else 'is gone'}: {reason}; {WAITS}"
     what = "stopped" if planned else "died"
-    commands.append(Note(life.spec.slot, life.generation, what, text, reason, planned, bad=not planned))
-    return msgspec.structs.replace(_to(life, Phase.WAITING, now), reason=reason, planned=planned, condemned="")
-
-
-def _to(life: Life, phase: Phase, now: float, *, kill_at: float = math.inf) -> Life:
-    return msgspec.structs.replace(life, phase=phase, since=now, kill_at=kill_at)
+    commands.append(life.note(what, text, reason, planned=planned, bad=not planned))
+    return life.to(Phase.WAITING, now, kill_at=math.inf, reason=reason, planned=planned, condemned="")

@@ -9,7 +9,7 @@ from messages.ids import parse_slot
 from messages.lifecycle import Heartbeat, Registration, State
 from messages.supervise import Rolling, SlotStatus, Status
 from supervisor import outside, spawner
-from supervisor.restart import Life, Phase
+from supervisor.lives import Life, Phase
 from supervisor.rolling import Roll
 from supervisor.slots import Running
 from supervisor.state import ClusterRecord, Folder, ProcessRecord

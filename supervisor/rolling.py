@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from supervisor.acts import Note
-from supervisor.restart import AT_REST, Life, Lives, Phase
+from supervisor.lives import AT_REST, Life, Lives, Phase
 
 SLACK: Final = 60.0
 """Seconds beyond a load deadline that a closed gate is waited for between two slots."""

@@ -6,12 +6,11 @@ again and again comes after those that wait.
 """
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from msgspec import Struct
 
-if TYPE_CHECKING:
-    from supervisor.restart import Life
+from supervisor.lives import Life, Phase
 
 KILLED_SECONDS: Final = 30.0
 """After so long a process that does not die keeps nobody waiting any more."""
@@ -24,18 +23,18 @@ class Neighbour(Struct, frozen=True):
     what: str
 
 
-def before(life: "Life", lives: Iterable["Life"], now: float) -> Neighbour | None:
+def before(life: Life, lives: Iterable[Life], now: float) -> Neighbour | None:
     """Return the slot whose GPU this one must not be started on yet, if there is one."""
     mine = set(life.spec.gpus)
     for other in lives:
         if other.spec.slot == life.spec.slot or mine.isdisjoint(other.spec.gpus):
             continue
-        if other.phase in ("starting", "loading"):
+        if other.phase in (Phase.STARTING, Phase.LOADING):
             return Neighbour(other.spec.slot, "loads")
-        if other.phase == "killing" and now - other.since < KILLED_SECONDS:
+        if other.phase is Phase.KILLING and now - other.since < KILLED_SECONDS:
             return Neighbour(other.spec.slot, "is ending")
         if other.clear_by > now:
             return Neighbour(other.spec.slot, "is gone, but its memory is not free yet")
-        if other.phase == "waiting" and other.behind and other.since < life.since:
+        if other.phase is Phase.WAITING and other.behind and other.since < life.since:
             return Neighbour(other.spec.slot, "has waited for longer")
     return None

@@ -18,9 +18,9 @@ from typing import Final
 import msgspec
 
 from messages.ids import Role
-from supervisor import restart
-from supervisor.acts import Note, Promote, Refused, SlotCommand
-from supervisor.restart import Life, Lives, Phase
+from supervisor.acts import Promote, Refused, SlotCommand
+from supervisor.ending import terminate
+from supervisor.lives import STAYS, Life, Lives, Phase
 
 CALL: Final = 2.0
 """Seconds after which a call has found no answer."""
@@ -35,12 +35,12 @@ def step(lives: Lives, now: float) -> tuple[Lives, list[SlotCommand]]:
     if lives.ending == "no" and lives.bus:
         for group in _groups(lives):
             for life in _one(group, now, commands):
-                lives = _with(lives, life)
+                lives = lives.having(life)
         for life in [life for life in lives.slots.values() if not life.spec.actives]:
             # From a time when the configuration had understudies for its role, or has them now and we do not know yet.
             if life.phase is Phase.STANDBY and _may_be_called(life, now):
                 commands.append(Promote(life.spec.slot, life.generation))
-                lives = _with(lives, msgspec.structs.replace(life, call="asked", called=now))
+                lives = lives.having(msgspec.structs.replace(life, call="asked", called=now))
     return lives, commands
 
 
@@ -50,8 +50,8 @@ def refused(lives: Lives, refused: Refused, now: float) -> tuple[Lives, list[Slo
     if life is None or life.phase is not Phase.STANDBY or life.generation != refused.generation:
         return lives, []
     text = f"was called to work and did not come: {refused.why}"
-    note = Note(refused.slot, refused.generation, "refused", text, refused.why, bad=True)
-    return _with(lives, msgspec.structs.replace(life, call="refused", called=now)), [note]
+    note = life.note("refused", text, refused.why, bad=True)
+    return lives.having(msgspec.structs.replace(life, call="refused", called=now)), [note]
 
 
 def _groups(lives: Lives) -> list[list[Life]]:
@@ -65,8 +65,8 @@ def _groups(lives: Lives) -> list[list[Life]]:
 def _one(group: list[Life], now: float, commands: list[SlotCommand]) -> list[Life]:
     """Decide on the slots of one role; return those that change."""
     wanted = group[0].spec.actives
-    at_work = [life for life in group if life.phase is Phase.READY and life.hand_over == restart.STAYS]
-    going = [life for life in group if life.phase is Phase.READY and life.hand_over != restart.STAYS]
+    at_work = [life for life in group if life.phase is Phase.READY and life.hand_over == STAYS]
+    going = [life for life in group if life.phase is Phase.READY and life.hand_over != STAYS]
     waiting = [life for life in group if life.phase is Phase.STANDBY and life.intent == "run"]
     coming = [life for life in waiting if life.call == "asked" and now - life.called < CALL]
     # Who has not come when called is called again only after those who have not been.
@@ -75,20 +75,16 @@ def _one(group: list[Life], now: float, commands: list[SlotCommand]) -> list[Lif
     commands += [Promote(life.spec.slot, life.generation) for life in called]
     changed = [msgspec.structs.replace(life, call="asked", called=now) for life in called]
     if len(at_work) >= wanted or not (coming or called):
-        changed += [restart.terminate(life, now, commands) for life in going]
+        changed += [terminate(life, now, commands) for life in going]
     if len(at_work) > wanted:
         last = max(at_work, key=lambda life: life.since)
         if now - last.since >= SURPLUS:
             text = "is one too many at work: it goes back to standing by"
-            commands.append(Note(last.spec.slot, last.generation, "surplus", text, text, planned=True))
-            changed.append(restart.terminate(msgspec.structs.replace(last, intent="again"), now, commands))
+            commands.append(last.note("surplus", text, text, planned=True))
+            changed.append(terminate(msgspec.structs.replace(last, intent="again"), now, commands))
     return changed
 
 
 def _may_be_called(life: Life, now: float) -> bool:
     patience = {"": 0.0, "asked": CALL, "refused": CALL_AGAIN}[life.call]
     return now - life.called >= patience
-
-
-def _with(lives: Lives, life: Life) -> Lives:
-    return msgspec.structs.replace(lives, slots=lives.slots | {life.spec.slot: life})

@@ -17,7 +17,7 @@ from supervisor import acts, gate, outside, restart, rolling, roster, understudi
 from supervisor.acts import Note
 from supervisor.events import Bus, Tick
 from supervisor.gate import Door, Wanted
-from supervisor.restart import Life, Lives, Phase
+from supervisor.lives import IN_PLACE, Life, Lives, Phase
 from supervisor.rolling import Roll
 from supervisor.roster import Look, Peek, Roster
 from supervisor.spec import Spec
@@ -166,7 +166,7 @@ def _sync(world: World, now: float, commands: list[Command]) -> World:
         if life.spec.external:
             world = _sync_external(world, life, now, commands)
             continue
-        if entry is None or life.phase not in restart.IN_PLACE:
+        if entry is None or life.phase not in IN_PLACE:
             continue
         state, generation = entry.registration.state, entry.registration.generation
         news = NEWS[life.phase]

@@ -15,6 +15,7 @@ from messages.bus import BusError
 from messages.ids import incarnation_of
 from messages.lifecycle import Event
 from supervisor.commands.codes import CommandError
+from supervisor.deaths import add_restart
 from supervisor.drills import checker, history, outcome
 from supervisor.drills.faults import FAULTS
 from supervisor.drills.faults.fault import Fault, ImpossibleError, MissedError, SlotFault
@@ -26,7 +27,6 @@ from supervisor.drills.outcome import Outcome
 from supervisor.drills.plan import Drill, Objectives, Plan, Step
 from supervisor.drills.stage import Stage, StageError
 from supervisor.drills.target import TargetError, choose
-from supervisor.restart import add_restart
 
 RECOVERY_SECONDS: Final = 120.0
 """How long a recovery is waited for, whatever its objective: to tell late from never."""

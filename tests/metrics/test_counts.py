@@ -7,7 +7,8 @@ import msgspec
 from messages.lifecycle import Heartbeat, State
 from supervisor.acts import Note
 from supervisor.counts import Counts, Place, reason_of
-from supervisor.restart import Life, begin
+from supervisor.lives import Life
+from supervisor.restart import begin
 from tests.supervisor.histories import D0, spec
 
 PLACE: Place = ("demo", "decode")

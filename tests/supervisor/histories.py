@@ -6,7 +6,7 @@ from typing import Any
 from messages.ids import Role, parse_slot
 from messages.lifecycle import Child, Heartbeat, Registration, State
 from supervisor import acts, restart
-from supervisor.restart import Life, Lives
+from supervisor.lives import Life, Lives
 from supervisor.spec import FRONT_TO_BACK, Policy, Spec
 
 D0, D1, P0, F0 = "demo-decode-0", "demo-decode-1", "demo-prefill-0", "demo-processor-0"

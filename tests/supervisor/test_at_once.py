@@ -4,7 +4,7 @@ import pytest
 
 from messages.lifecycle import State
 from supervisor.acts import Ask, Exited, Kill, Seen, Start, Started, Terminate
-from supervisor.restart import Phase
+from supervisor.lives import Phase
 from tests.supervisor.histories import D0, F0, Played, spec
 from tests.supervisor.test_restart import ready
 

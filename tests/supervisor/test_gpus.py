@@ -16,9 +16,11 @@ from messages.config import ConfigError, Nats, parse
 from messages.lifecycle import State
 from supervisor import gpus, nvml, report
 from supervisor.acts import Clear, Cleared, Exited, Forget, Gone, Seen, Start, Started
+from supervisor.deaths import CLEAR_SECONDS
 from supervisor.events import Bus, Tick
 from supervisor.gpus import Card, Given, Want, assign
-from supervisor.restart import CLEAR_SECONDS, Phase, next_wake
+from supervisor.lives import Phase
+from supervisor.restart import next_wake
 from supervisor.roster import Roster
 from supervisor.spec import Spec, specs_of
 from supervisor.state import ClusterRecord

@@ -8,7 +8,7 @@ from messages.lifecycle import LEASE, State
 from supervisor import acts, outside, restart, roster, world
 from supervisor.acts import Dismiss, Forget, Note
 from supervisor.events import Bus, Tick
-from supervisor.restart import KILL_SLACK, Life, Phase
+from supervisor.lives import KILL_SLACK, Life, Phase
 from supervisor.roster import Look
 from supervisor.spec import Spec
 from supervisor.world import World, WriteGate

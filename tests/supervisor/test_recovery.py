@@ -9,8 +9,8 @@ from messages.lifecycle import State
 from supervisor import acts
 from supervisor.acts import Began, Cleared, Condemned, Exited, Gone, Seen, Started, StartFailed
 from supervisor.events import Bus, Tick
+from supervisor.lives import Phase
 from supervisor.recovery import STAGES
-from supervisor.restart import Phase
 from supervisor.state import last_lines
 from tests.supervisor.histories import D0, Played, registration, spec
 

@@ -21,8 +21,10 @@ from supervisor.acts import (
     StartFailed,
     Terminate,
 )
+from supervisor.deaths import add_restart, backoff
 from supervisor.events import Bus, Tick
-from supervisor.restart import Phase, add_restart, backoff, next_wake
+from supervisor.lives import Phase
+from supervisor.restart import next_wake
 from supervisor.spec import Policy
 from tests.supervisor.histories import D0, D1, F0, P0, Played, spec
 

@@ -3,9 +3,9 @@
 import pytest
 
 from messages.lifecycle import Exit, State
-from supervisor import acts, restart, rolling, roster, world
+from supervisor import acts, rolling, roster, world
 from supervisor.events import Bus, Tick
-from supervisor.restart import Phase
+from supervisor.lives import Phase
 from supervisor.rolling import Roll
 from supervisor.world import World
 from tests.supervisor.histories import D0, D1, F0, P0, registration, spec
@@ -213,7 +213,7 @@ def test_a_slot_that_drains_by_itself_is_waited_for() -> None:
     played.begin("decode")
     assert played.terminated == []
     played.end(D0, 1)
-    assert restart.Phase.STARTING is played.phase(D0)
+    assert Phase.STARTING is played.phase(D0)
     played.start(D0, 2)
     assert played.roll.done == 1
     assert played.terminated == [D1]

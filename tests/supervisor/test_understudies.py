@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from messages.lifecycle import Exit, State
 from supervisor import acts, restart, rolling, roster, understudies, world
 from supervisor.events import Bus, Tick
-from supervisor.restart import Phase
+from supervisor.lives import Phase
 from supervisor.spec import Spec
 from supervisor.world import World, WriteGate
 from tests.supervisor.histories import D0, D1, F0, P0, registration, spec

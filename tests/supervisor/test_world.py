@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from messages.gate import Gate, Missing
 from messages.lifecycle import Exit, State
-from supervisor import acts, restart, roster, world
+from supervisor import acts, roster, world
 from supervisor.events import Bus, Tick
-from supervisor.restart import Phase
+from supervisor.lives import RUNNING, Phase
 from supervisor.world import World, WriteGate
 from tests.supervisor.histories import D0, D1, F0, P0, beat, registration, spec
 
@@ -59,7 +59,7 @@ class Theatre:
     def check(self) -> None:
         """What holds at every moment."""
         for slot, life in self.world.lives.slots.items():
-            assert (life.phase in restart.RUNNING) == (slot in self.running)
+            assert (life.phase in RUNNING) == (slot in self.running)
             assert len(life.crashes) <= life.spec.policy.intensity + 1
         door = self.world.doors["demo"]
         if door.gate is not None and door.gate.open:
