@@ -23,6 +23,7 @@ from anyio.abc import TaskGroup
 from msgspec import Struct
 from nats.aio.msg import Msg
 
+from actors import garbage
 from actors.ending import Ending, cancelled, cause_of, note_exit
 from actors.registrar import Registrar
 from actors.stages import Stages
@@ -219,6 +220,7 @@ class Actor(ABC):
         await self.warm_up()
         if self._terminated.is_set():
             raise Ending(Exit.OK, "stopped while loading")
+        garbage.settle()
         _check_payload(self.bus, self.registration().context_length)
         self.registry = await self.bus.bucket(self.subjects.registry_bucket)
         self.gates = await self.bus.bucket(self.subjects.gate_bucket)

@@ -18,7 +18,7 @@ from actors.processor.continuing import begins_anew, rest, why_not_continued, wo
 from actors.processor.journal import Job, Journal, Leg
 from actors.processor.router import choose
 from actors.processor.view import Seat, View
-from messages import codec
+from messages import codec, poison
 from messages.bus import NobodyThereError, ServiceError, SilentError
 from messages.frames import Finish, Item
 from messages.ids import Role, short
@@ -159,7 +159,7 @@ class Dispatcher:
                 )
             ),
         )
-        job.trail.routed([str(seat) for seat in (prefill, decode) if seat is not None], job.attempt)
+        job.trail.routed((str(decode),) if prefill is None else (str(prefill), str(decode)), job.attempt)
 
     def _ask(self, job: Job, seat: Seat, work: bytes) -> Leg:
         leg = Leg(seat)
@@ -177,7 +177,7 @@ class Dispatcher:
         if isinstance(outcome, bytes):
             leg.accepted = True
             if not job.over and job.attempt == attempt:
-                job.trail.note("accepted", [str(leg.seat)], attempt=attempt)
+                job.trail.note("accepted", (str(leg.seat),), attempt=attempt)
             elif leg.withdrawn:
                 # It has read the abort before the work, so it works on what nobody wants.
                 self._abort(job.id, attempt, leg.seat)
@@ -194,7 +194,7 @@ class Dispatcher:
         log.debug("request %s: %s does not take attempt %d: %s", job.id, where, attempt, outcome)
         if isinstance(outcome, NobodyThereError | ServiceError):
             self._release(job, leg)
-        job.trail.note("refused", [where], str(outcome), attempt)
+        job.trail.note("refused", (where,), str(outcome), attempt)
         self._refused(job, leg)
         self.again(job)
 
@@ -229,7 +229,8 @@ class Dispatcher:
                     where = short(leg.seat.registration.slot, leg.seat.registration.generation)
                     self._journal.end(job, job.error(500, f"{where} gave no log-probabilities with its tokens"))
                     return
-            have, before = job.have, len(job.tokens)
+            again, before = job.redone < job.anew, len(job.tokens)
+            have = job.redone if again else before - job.base
             if item.position > have:
                 log.warning("request %s: tokens %d to %d are missing", job.id, have, item.position - 1)
                 self.again(job)
@@ -237,7 +238,7 @@ class Dispatcher:
             if item.position < have:
                 ids = ids[have - item.position :]
                 ranked = ranked and ranked[have - item.position :]
-            if again := job.redone < job.anew:
+            if again:
                 ends = finish is not None and finish.reason in ("stop", "length")
                 if (known := job.compare(ids, ends=ends)) < 0:
                     self._differs(job, leg)
@@ -314,7 +315,7 @@ class Dispatcher:
         if finish.reason == "abort" and self._now() >= job.deadline - 0.1:
             self._journal.end(job, job.error(408, f"the deadline of {job.asked.ttl:g} s has passed"))
         elif finish.reason == "error" and finish.code in BUSY:
-            job.trail.note("refused", [where], finish.message, job.attempt)
+            job.trail.note("refused", (where,), finish.message, job.attempt)
             self._refused(job, leg)
             self.again(job)
         elif finish.reason == "abort":
@@ -363,9 +364,9 @@ class Dispatcher:
                 self.again(job)
         for job in list(self._fled.pop(seat.incarnation, {}).values()):
             # It had left for fear of this end, which counts no less than if it had stayed.
-            job.crashes += 1
-            if job.crashes >= CRASHES:
-                self._give_up(job, f"{where} died")
+            job.crashes += (f"{where} died",)
+            if len(job.crashes) >= CRASHES:
+                self._give_up(job)
 
     def doubted(self, seat: Seat) -> None:
         """A seat is suspected to hang, or trusted again."""
@@ -390,21 +391,21 @@ class Dispatcher:
                         self._fled.setdefault(leg.seat.incarnation, {})[job.id] = job
                 where = short(legs[0].seat.registration.slot, legs[0].seat.registration.generation)
                 log.info("request %s: %s may hang; going on elsewhere after %d tokens", job.id, where, len(job.tokens))
-                job.trail.migrated([where], "may hang", job.attempt)
+                job.trail.migrated((where,), "may hang", job.attempt)
                 self.again(job)
 
     def crashed(self, job: Job, where: str, why: str) -> None:
         """Go on elsewhere after a fault of an actor; a request that has met two of them is perhaps their cause."""
-        job.crashes += 1
-        if job.crashes >= CRASHES:
-            self._give_up(job, f"{where} {why}")
+        job.crashes += (f"{where} {why}",)
+        if len(job.crashes) >= CRASHES:
+            self._give_up(job)
         else:
             log.info("request %s: %s %s; going on elsewhere after %d tokens", job.id, where, why, len(job.tokens))
-            job.trail.migrated([where], why, job.attempt)
+            job.trail.migrated((where,), why, job.attempt)
             self.again(job)
 
-    def _give_up(self, job: Job, why: str) -> None:
-        self._journal.end(job, job.error(500, f"{why}; {job.crashes} actors have failed on this request"))
+    def _give_up(self, job: Job) -> None:
+        self._journal.end(job, job.error(500, poison.as_message(job.crashes)))
 
     def again(self, job: Job) -> None:
         """Begin the next attempt: from the prompt and the tokens so far, or anew where these would not be counted."""

@@ -202,7 +202,7 @@ class Job:
         self.prefill: Leg | None = None
         self.decode: Leg | None = None
         self.refused: dict[str, int] = {}
-        self.crashes = 0
+        self.crashes: tuple[str, ...] = ()
         self.cached = 0
         self.resumed = bool(self.tokens) and asked.sampling.temperature > 0
         self.last: Done | Error | None = None
@@ -216,11 +216,6 @@ class Job:
         there = len(self.tokens)
         self.base, self.anew = (0, there) if begins_anew(self.asked.sampling) else (there, 0)
         self.redone = 0
-
-    @property
-    def have(self) -> int:
-        """How many tokens of this attempt have come."""
-        return self.redone if self.redone < self.anew else len(self.tokens) - self.base
 
     def compare(self, ids: list[int], *, ends: bool) -> int:
         """Compare the next tokens of an attempt that is generated anew with what there was before.

@@ -6,9 +6,10 @@ kind since the processor's start (`messages/telemetry.py` says what each figure 
 
 import time
 from bisect import bisect_left
-from collections.abc import Iterable
 from time import monotonic
 from typing import Final
+
+from msgspec import Struct
 
 from messages.ids import parse_incarnation
 from messages.submit import Done, Error
@@ -86,6 +87,20 @@ class Counted:
         )
 
 
+class Noted(Struct, gc=False):
+    """A station as it is remembered: thousands of them are kept, and there is nothing in them for Python to look after."""
+
+    at: float
+    what: Passed
+    where: tuple[str, ...] = ()
+    why: str = ""
+    attempt: int = 0
+
+    def told(self) -> Station:
+        """Give it as it is told."""
+        return Station(at=self.at, what=self.what, where=list(self.where), why=self.why, attempt=self.attempt)
+
+
 class Trail:
     """The way of one request, all of its choices together."""
 
@@ -101,22 +116,20 @@ class Trail:
         self.tokens = 0
         self.attempt = 0
         self.code = 0
-        self.stations = [Station(at=at, what="submitted")]
+        self.stations = [Noted(at, "submitted")]
         self.untold = 0
         self._counted = counted
         self._arrived = arrived
         self._placed = self._first = False
 
-    def note(self, what: Passed, where: Iterable[str] = (), why: str = "", attempt: int = 0) -> None:
+    def note(self, what: Passed, where: tuple[str, ...] = (), why: str = "", attempt: int = 0) -> None:
         """Note that something has happened; of a way that is too long, what lies between begin and end is left out."""
         if len(self.stations) >= STATIONS:
             del self.stations[FIRST_STATIONS]
             self.untold += 1
-        self.stations.append(
-            Station(at=time.time(), what=what, where=list(where), why=why[:WHY_LENGTH], attempt=attempt)
-        )
+        self.stations.append(Noted(time.time(), what, where, why[:WHY_LENGTH], attempt))
 
-    def routed(self, where: Iterable[str], attempt: int) -> None:
+    def routed(self, where: tuple[str, ...], attempt: int) -> None:
         """Actors have been told of it; the first time, its waiting is over."""
         self.attempt = max(self.attempt, attempt)
         if not self._placed:
@@ -124,7 +137,7 @@ class Trail:
             self._counted.queue_wait.add(monotonic() - self._arrived)
         self.note("routed", where, attempt=attempt)
 
-    def migrated(self, where: Iterable[str], why: str, attempt: int) -> None:
+    def migrated(self, where: tuple[str, ...], why: str, attempt: int) -> None:
         """An actor has failed on it, or may have, and it goes on elsewhere."""
         self._counted.migrated += 1
         self.note("migrated", where, why, attempt)
@@ -231,7 +244,7 @@ class Meter:
             code=trail.code,
             prompt_tokens=trail.prompt_tokens,
             tokens=trail.tokens,
-            stations=trail.stations,
+            stations=[noted.told() for noted in trail.stations],
             untold=trail.untold,
         )
 

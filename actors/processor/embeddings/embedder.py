@@ -191,7 +191,7 @@ class Embedder:
         )
         subject = self._subjects.work(self._alias, "encoder", seat.registration.slot)
         self._asks.ask(subject, codec.to_msgpack(work), partial(self._answered, part, part.attempt, seat))
-        request.trail.routed([str(seat)], part.attempt)
+        request.trail.routed((str(seat),), part.attempt)
         if self._looking is None:
             self._looking = self._loop.call_later(LOOK, self._look)
 
@@ -292,7 +292,7 @@ class Embedder:
         if seat is not None:
             part.refused[seat.incarnation] = self._loop.time() + AVOID
         log.info("request %s: %s; the part goes elsewhere", part.key, why)
-        where = [str(seat)] if seat is not None else []
+        where = (str(seat),) if seat is not None else ()
         if fault:
             request.trail.migrated(where, why, part.attempt)
         else:
