@@ -26,6 +26,11 @@ PARTS = {
     "profile": "benchmarks.gpu.profile",
     "tokenizer": "benchmarks.gpu.tokenizer",
     "aiperf": "benchmarks.gpu.aiperf",
+    "apart": "benchmarks.gpu.apart",
+    "restarts": "benchmarks.gpu.restarts",
+    "restarts-cold": "benchmarks.gpu.restarts_cold",
+    "hicache": "benchmarks.gpu.hicache",
+    "verbs": "benchmarks.gpu.verbs",
 }
 """Where each part is: a module with `async def measure(context: Context, result: Result) -> None`."""
 
