@@ -7,8 +7,10 @@ from typing import Literal
 
 from msgspec import Struct
 
+from messages import poison
+from messages.ids import short
 from supervisor.drills.checker import percentile
-from supervisor.drills.history import GateSeen, Happened, Line, Mark
+from supervisor.drills.history import Happened, Line, Mark
 from supervisor.drills.records import Record
 
 Phase = Literal["before", "during", "after"]
@@ -43,6 +45,15 @@ class Ledger(Struct, kw_only=True):
     def bad(self) -> int:
         """How many did not end well."""
         return sum(self.failed.values()) + self.unknown
+
+
+class Poisoned(Struct, kw_only=True):
+    """A request that one actor after the other has failed on: which, with the reason that its event gives for each."""
+
+    request: str
+    client: str
+    code: int
+    deaths: list[str]
 
 
 class Stretch(Struct, kw_only=True):
@@ -136,47 +147,58 @@ def _some(value: float) -> float | None:
     return None if math.isnan(value) else round(value, 4)
 
 
-def recovery(lines: Sequence[Line], injection: Injection, alias: str) -> list[Stretch]:
-    """Split one recovery into its stages, as the cluster's own events tell them; empty where nothing is told."""
+def poisoned(records: Sequence[Record], lines: Sequence[Line]) -> list[Poisoned]:
+    """Find the requests that clients were told may have been the death of one actor after the other."""
+    ends = [line for line in lines if isinstance(line, Happened) and line.topic == "restart" and line.what == "died"]
+    why = {short(event.of, event.generation): event.reason for event in ends}
+    return [
+        Poisoned(
+            request=record.id,
+            client=record.client,
+            code=record.code,
+            deaths=[f"{name} ({why.get(name, 'no event tells of its death')})" for name in named],
+        )
+        for record in records
+        if record.outcome == "error" and (named := poison.actors(record.message))
+    ]
+
+
+def recovery(lines: Sequence[Line], injection: Injection) -> list[Stretch]:
+    """Split one recovery into its stages, as the next life's event tells them; empty where nobody has told.
+
+    A planned end is no outage, so no stages are told: there it is the drain, and the start after it.
+    """
     if injection.injected is None:
         return []
     start = injection.injected
-    events = [line for line in lines if isinstance(line, Happened) and line.at >= start - 0.01]
-    ours = [event for event in events if event.of == injection.slot]
-    restarts = [event for event in ours if event.topic == "restart"]
-    stages: list[Stretch] = []
-
-    def first(*whats: str, newer: bool = False) -> Happened | None:
-        wanted = [event for event in restarts if event.what in whats]
-        return next((event for event in wanted if (event.generation > injection.generation) == newer), None)
-
-    noticed, gone = first("condemned", "stalled", "died", "draining"), first("died", "stopped")
-    started, ready = first("started", newer=True), first("ready", "standby", newer=True)
-    at = start
-    if noticed is not None:
-        stages.append(Stretch(name="detect", begin=0.0, end=noticed.at - start, detail=noticed.reason))
-        at = noticed.at
-    if gone is not None and gone is not noticed:
-        word = "drain" if gone.what == "stopped" else "kill and clean"
-        stages.append(Stretch(name=word, begin=at - start, end=gone.at - start, detail=gone.reason))
-        at = gone.at
-    if started is not None:
-        stages.append(Stretch(name="spawn", begin=at - start, end=started.at - start))
-        at = started.at
-    if ready is not None:
-        lengths = {"process": 0.0} | {str(k): float(v) for k, v in ready.detail.get("stages", {}).items()}
-        lengths["process"] = max(0.0, ready.at - at - sum(lengths.values()))
-        for name, length in lengths.items():
-            end = min(at + length, ready.at)
-            stages.append(Stretch(name=name.replace("_", " "), begin=at - start, end=end - start))
-            at = end
-        after = [
-            line for line in lines if isinstance(line, GateSeen) and line.alias == alias and line.at >= ready.at - 1
+    ours = [
+        line
+        for line in lines
+        if isinstance(line, Happened)
+        and (line.topic, line.of) == ("restart", injection.slot)
+        and line.at >= start - 0.01
+    ]
+    stopped = next((event for event in ours if event.what == "stopped"), None)
+    up = [event for event in ours if event.what in ("ready", "standby") and event.generation > injection.generation]
+    if not up:
+        return []
+    ready = up[0]
+    lengths: dict[str, float] = {str(name): float(length) for name, length in ready.detail.get("recovery", {}).items()}
+    if not lengths and stopped is not None:
+        return [
+            Stretch(name="drain", begin=0.0, end=stopped.at - start, detail=stopped.reason),
+            Stretch(name="start", begin=stopped.at - start, end=ready.at - start),
         ]
-        whole = next((line for line in after if line.open), None)
-        if whole is not None and whole.at > ready.at:
-            stages.append(Stretch(name="gate", begin=ready.at - start, end=whole.at - start))
-    return [stage for stage in stages if stage.end >= stage.begin]
+    stages: list[Stretch] = []
+    # What hangs has given its last sign of life before the injection: nothing of that is the fault's.
+    at = ready.at - start - sum(lengths.values())
+    if (again := ready.detail.get("attempts", 1) - 1) > 0:
+        stages.append(Stretch(name="earlier", begin=0.0, end=max(0.0, at), detail=f"{again} more deaths before this"))
+    for name, length in lengths.items():
+        begin, at = at, at + length
+        if length:
+            stages.append(Stretch(name=name.replace("_", "-"), begin=max(0.0, begin), end=max(0.0, at)))
+    return stages
 
 
 def detected(lines: Sequence[Line], injection: Injection) -> float | None:

@@ -8,7 +8,7 @@ from msgspec import Struct, field
 
 from supervisor.drills import figures
 from supervisor.drills.checker import Verdict
-from supervisor.drills.figures import Injection, Latency, Ledger, Stretch
+from supervisor.drills.figures import Injection, Latency, Ledger, Poisoned, Stretch
 from supervisor.drills.history import Line, Moved
 from supervisor.drills.plan import Objectives
 
@@ -48,6 +48,7 @@ class Outcome(Struct, kw_only=True):
     objectives: list[Met] = []
     verdicts: list[Verdict] = []
     folder: str = ""
+    poisoned: list[Poisoned] = []
 
     @property
     def ok(self) -> bool:
@@ -55,13 +56,14 @@ class Outcome(Struct, kw_only=True):
         return self.result in ("passed", "impossible")
 
 
-def judge(outcome: Outcome, lines: Sequence[Line], asked: Objectives, alias: str) -> None:
+def judge(outcome: Outcome, lines: Sequence[Line], asked: Objectives) -> None:
     """Fill in the figures, compare them with what was asked, and come to a result."""
     records = figures.asked(lines)
     struck = [injection for injection in outcome.injections if injection.injected is not None]
     begin = min((one.injected for one in struck if one.injected is not None), default=math.inf)
     end = max((one.recovered or math.inf for one in struck), default=math.inf)
     outcome.ledger = figures.ledger(records, {line.request for line in lines if isinstance(line, Moved)})
+    outcome.poisoned = figures.poisoned(records, lines)
     outcome.latency = figures.latencies(records, begin, end)
     outcome.gap = figures.longest_gap(records)
     times = [found for one in struck if (found := figures.detected(lines, one)) is not None]
@@ -69,7 +71,7 @@ def judge(outcome: Outcome, lines: Sequence[Line], asked: Objectives, alias: str
     spans = [one.recovered - one.injected for one in struck if one.recovered and one.injected]
     outcome.recovered = max(spans) if spans and len(spans) == len(struck) else None
     slowest = max(struck, key=lambda one: (one.recovered or math.inf) - (one.injected or 0.0), default=None)
-    outcome.recovery = figures.recovery(lines, slowest, alias) if slowest is not None else []
+    outcome.recovery = figures.recovery(lines, slowest) if slowest is not None else []
     bad = [record.ended for record in records if record.outcome not in ("done", "open")]
     outcome.error_window = max(bad) - min(bad) if bad else 0.0
     outcome.objectives = _met(outcome, asked)

@@ -226,6 +226,13 @@ def _ledger(one: Outcome, records: Sequence[Record]) -> str:
     rows += [["of these were refused first, and came again", str(led.retried)]]
     if one.error_window:
         rows.append(["from the first failure to the last", seconds(one.error_window)])
+    suspects = _table(
+        ["perhaps poison, so not tried again", "client", "was at the end of"],
+        (
+            [f"<code>{escape(bad.request)}</code>", escape(bad.client), "<br>".join(map(escape, bad.deaths))]
+            for bad in one.poisoned
+        ),
+    )
     each = _table(
         ["request", "client", "outcome", "attempts", "tokens", "sent at", "took", "longest silence"],
         (
@@ -242,7 +249,8 @@ def _ledger(one: Outcome, records: Sequence[Record]) -> str:
             for record in sorted(records, key=lambda record: record.sent)
         ),
     )
-    return f"{_table(['requests', ''], rows)}<details><summary>every one of them</summary>{each}</details>"
+    told = f"{_table(['requests', ''], rows)}{suspects if one.poisoned else ''}"
+    return f"{told}<details><summary>every one of them</summary>{each}</details>"
 
 
 def _when(at: float) -> str:

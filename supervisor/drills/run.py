@@ -270,6 +270,6 @@ class Rehearsal:
         result = self._result
         if result.result != "impossible":
             result.verdicts = checker.check(lines)
-            outcome.judge(result, lines, self._objectives, self._stage.model.slug)
+            outcome.judge(result, lines, self._objectives)
         (self._folder / "report.json").write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1))
         return lines

@@ -113,6 +113,11 @@ def details(one: Outcome) -> str:
     lines.append(
         f"  {one.ledger.sent} requests: {one.ledger.ok} ok{failed}{unknown}; {one.ledger.moved} went on elsewhere"
     )
+    lines += [
+        f"  perhaps poison: request {each.request} ({each.client}) was at {len(each.deaths)} deaths, "
+        f"{', '.join(each.deaths)}; it was not tried again"
+        for each in one.poisoned
+    ]
     return "\n".join(lines)
 
 
