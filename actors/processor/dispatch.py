@@ -13,28 +13,25 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final, Literal
 
-from actors.processor.asks import Asks, Then
-from actors.processor.continuing import begins_anew, rest, why_not_continued, work_bytes
+from actors.processor.aborts import Aborts
+from actors.processor.asks import Asks
+from actors.processor.attempts import UNRANKED, why_no_other, works
 from actors.processor.journal import Job, Journal, Leg
 from actors.processor.router import choose
 from actors.processor.view import Seat, View
 from messages import codec, poison
 from messages.bus import NobodyThereError, ServiceError, SilentError
 from messages.frames import Finish, Item
-from messages.ids import Role, short
-from messages.lifecycle import Control
+from messages.ids import Role
 from messages.subjects import Subjects
 from messages.submit import Error
-from messages.work import Bootstrap, Decode, Prefill
 
 log = logging.getLogger("troupe.dispatch")
 
 BUSY: Final = frozenset({409, 429, 503})
 """Codes that mean "ask another": an older life, full, not ready. Never a fault of the actor."""
 
-UNRANKED: Final = "an actor failed on this request before it had told the prompt's log-probabilities"
 CRASHES: Final = 2
-ABORTS: Final = 5
 
 
 class Dispatcher:
@@ -57,6 +54,7 @@ class Dispatcher:
         self._view = view
         self._journal = journal
         self._asks = asks
+        self._aborts = Aborts(asks, subjects, incarnation, now)
         self._subjects = subjects
         self._alias = alias
         self._incarnation = incarnation
@@ -66,7 +64,6 @@ class Dispatcher:
         self._chance = chance or random.Random()
         self._at: dict[str, dict[str, Job]] = {}
         self._work: dict[str, str] = {}
-        self._strays: dict[str, float] = {}
         self._uneasy: dict[str, Job] = {}
         self._fled: dict[str, dict[str, Job]] = {}
         self.waiting: dict[str, Job] = {}
@@ -120,45 +117,11 @@ class Dispatcher:
 
     def _send(self, job: Job, prefill: Seat | None, decode: Seat, now: float) -> None:
         self.attempts += 1
-        sampling, prompt, ttl = job.asked.sampling, job.packed, max(job.deadline - now, 0.001)
-        if job.base:
-            prompt += codec.pack_tokens(job.tokens[: job.base])
-            sampling = rest(sampling, job.base)
-        elif sampling.prompt_logprobs and not job.awaiting:
-            sampling = rest(sampling, 0)
-        meeting = None
-        if prefill is not None and prefill.registration.bootstrap is not None:
-            host, port = prefill.registration.bootstrap
-            meeting = Bootstrap(host=host, port=port, room=self._chance.getrandbits(63))
-            work = Prefill(
-                request=job.id,
-                attempt=job.attempt,
-                out=self._incarnation,
-                prompt=prompt,
-                sampling=sampling,
-                ttl=ttl,
-                generation=prefill.registration.generation,
-                bootstrap=meeting,
-                chat=job.asked.chat,
-            )
-            job.prefill = self._ask(job, prefill, codec.to_msgpack(work))
-        job.decode = self._ask(
-            job,
-            decode,
-            codec.to_msgpack(
-                Decode(
-                    request=job.id,
-                    attempt=job.attempt,
-                    out=self._incarnation,
-                    prompt=prompt,
-                    sampling=sampling,
-                    ttl=ttl,
-                    generation=decode.registration.generation,
-                    bootstrap=meeting,
-                    chat=job.asked.chat,
-                )
-            ),
-        )
+        ttl, room = max(job.deadline - now, 0.001), self._chance.getrandbits(63)
+        first, second = works(job, prefill, decode, out=self._incarnation, ttl=ttl, room=room)
+        if prefill is not None and first is not None:
+            job.prefill = self._ask(job, prefill, codec.to_msgpack(first))
+        job.decode = self._ask(job, decode, codec.to_msgpack(second))
         job.trail.routed((str(decode),) if prefill is None else (str(prefill), str(decode)), job.attempt)
 
     def _ask(self, job: Job, seat: Seat, work: bytes) -> Leg:
@@ -180,13 +143,13 @@ class Dispatcher:
                 job.trail.note("accepted", (str(leg.seat),), attempt=attempt)
             elif leg.withdrawn:
                 # It has read the abort before the work, so it works on what nobody wants.
-                self._abort(job.id, attempt, leg.seat)
+                self._aborts.tell(job.id, attempt, leg.seat)
             return
         if job.over or job.attempt != attempt or leg.done:
             if isinstance(outcome, SilentError) and not leg.done:
-                self._abort(job.id, attempt, leg.seat)
+                self._aborts.tell(job.id, attempt, leg.seat)
             return
-        where = short(leg.seat.registration.slot, leg.seat.registration.generation)
+        where = str(leg.seat)
         if isinstance(outcome, ServiceError) and outcome.code not in BUSY:
             self._release(job, leg)
             self._journal.end(job, job.error(outcome.code, f"{where}: {outcome.message}"))
@@ -205,7 +168,7 @@ class Dispatcher:
         job = self._journal.get(item.request)
         if job is None or item.attempt != job.attempt:
             if item.finish is None:
-                self._stray(sender, item)
+                self._aborts.stray(sender, item, self._view)
             return
         decode, prefill = job.decode, job.prefill
         if decode is not None and sender == decode.seat.incarnation and not decode.done:
@@ -226,7 +189,7 @@ class Dispatcher:
             ranked = None
             if job.asked.names is not None:
                 if (ranked := _ranked(item, len(ids))) is None:
-                    where = short(leg.seat.registration.slot, leg.seat.registration.generation)
+                    where = str(leg.seat)
                     self._journal.end(job, job.error(500, f"{where} gave no log-probabilities with its tokens"))
                     return
             again, before = job.redone < job.anew, len(job.tokens)
@@ -249,7 +212,7 @@ class Dispatcher:
             elif job.asked.chat is None:
                 job.receive(ids, finish, ranked)
             elif item.said is None:
-                where = short(leg.seat.registration.slot, leg.seat.registration.generation)
+                where = str(leg.seat)
                 self._journal.end(job, job.error(500, f"{where} gave no text with its tokens"))
                 return
             elif item.position >= have:
@@ -277,7 +240,7 @@ class Dispatcher:
 
     def _differs(self, job: Job, leg: Leg) -> None:
         """End a job whose tokens, generated anew, are not those that its client has."""
-        where = short(leg.seat.registration.slot, leg.seat.registration.generation)
+        where = str(leg.seat)
         why = f"{where} generated it anew, and what came from token {job.redone} on is not what had been sent"
         self._journal.end(job, job.error(500, f"an actor failed on this request; {why}"))
 
@@ -311,7 +274,7 @@ class Dispatcher:
             self._failed(job, leg, finish)
 
     def _failed(self, job: Job, leg: Leg, finish: Finish) -> None:
-        where = short(leg.seat.registration.slot, leg.seat.registration.generation)
+        where = str(leg.seat)
         if finish.reason == "abort" and self._now() >= job.deadline - 0.1:
             self._journal.end(job, job.error(408, f"the deadline of {job.asked.ttl:g} s has passed"))
         elif finish.reason == "error" and finish.code in BUSY:
@@ -347,13 +310,13 @@ class Dispatcher:
                 job.refused[seat.incarnation] = seat.version
                 self.crashed(job, str(seat), "does not answer")
 
-        self._abort(job.id, attempt, seat, tries=1, told=judged)
+        self._aborts.tell(job.id, attempt, seat, tries=1, told=judged)
 
     # Going on elsewhere.
 
     def lost(self, seat: Seat) -> None:
         """A seat's life is over: what it had of ours goes on elsewhere."""
-        where = short(seat.registration.slot, seat.registration.generation)
+        where = str(seat)
         for job in list(self._at.pop(seat.incarnation, {}).values()):
             there = [leg for leg in (job.prefill, job.decode) if leg is not None and leg.seat is seat]
             for leg in there:
@@ -385,11 +348,11 @@ class Dispatcher:
                 self._uneasy.pop(job.id, None)
             elif not self._room(now):
                 return
-            elif self._why_not(job) is None and self._seats(job, now) is not None:
+            elif why_no_other(job, self._max_payload) is None and self._seats(job, now) is not None:
                 for leg in legs:
                     if leg.accepted:
                         self._fled.setdefault(leg.seat.incarnation, {})[job.id] = job
-                where = short(legs[0].seat.registration.slot, legs[0].seat.registration.generation)
+                where = str(legs[0].seat)
                 log.info("request %s: %s may hang; going on elsewhere after %d tokens", job.id, where, len(job.tokens))
                 job.trail.migrated((where,), "may hang", job.attempt)
                 self.again(job)
@@ -412,7 +375,7 @@ class Dispatcher:
         self._withdraw(job)
         self._uneasy.pop(job.id, None)
         job.attempt += 1
-        if (error := self._why_not(job)) is not None:
+        if (error := why_no_other(job, self._max_payload)) is not None:
             self._journal.end(job, error)
             return
         if len(job.tokens) >= job.asked.sampling.max_tokens:
@@ -423,21 +386,6 @@ class Dispatcher:
         if not self._try(job):
             job.trail.note("queued", why="no actor can take it now", attempt=job.attempt)
             self.waiting[job.id] = job
-
-    def _why_not(self, job: Job) -> Error | None:
-        """Make the last word of a job that cannot go on elsewhere."""
-        sampling, most = job.asked.sampling, self._max_payload
-        if not job.tokens:
-            return None
-        if job.awaiting:
-            return job.error(500, UNRANKED)
-        if (why := why_not_continued(sampling)) is not None:
-            return job.error(500, f"an actor failed on this request, and {why}")
-        made = 0 if begins_anew(sampling) else len(job.tokens)
-        if (size := work_bytes(len(job.asked.prompt) + made, sampling, job.asked.chat_bytes)) > most:
-            why = f"its {size} bytes by now are more than the {most} that NATS takes"
-            return job.error(413, f"an actor failed on this request, and {why}")
-        return None
 
     def over(self, job: Job) -> None:
         """A job has ended: free its seats, and stop what is still being done for it."""
@@ -459,7 +407,7 @@ class Dispatcher:
             if leg is not None and not leg.done:
                 self._release(job, leg)
                 leg.withdrawn = True
-                self._abort(job.id, job.attempt, leg.seat)
+                self._aborts.tell(job.id, job.attempt, leg.seat)
         job.prefill = job.decode = None
 
     def _release(self, job: Job, leg: Leg) -> None:
@@ -470,35 +418,6 @@ class Dispatcher:
         if there is not None:
             there.pop(job.id, None)
         self._view.freed(leg.seat)
-
-    def _stray(self, sender: str, item: Item) -> None:
-        """Somebody works on what nobody wants: say so, once a second for each request."""
-        now = self._now()
-        key = f"{item.request}:{sender}"
-        if now - self._strays.get(key, 0.0) < 1.0:
-            return
-        if len(self._strays) >= 4_096:
-            self._strays.clear()
-        self._strays[key] = now
-        slot = sender.rpartition("-g")[0]
-        seat = self._view.seats.get(slot)
-        if seat is not None and seat.incarnation == sender:
-            self._abort(item.request, item.attempt, seat)
-
-    def _abort(
-        self, request: str, attempt: int, seat: Seat, tries: int = ABORTS, told: Then = lambda outcome: None
-    ) -> None:
-        """Tell a seat to stop; repeated until it is answered, or nobody is there. `told` gets the outcome."""
-        generation = seat.registration.generation
-        asked = Control(request=request, attempt=attempt, generation=generation, out=self._incarnation)
-
-        def then(outcome: bytes | Exception) -> None:
-            if isinstance(outcome, SilentError) and tries > 1:
-                self._abort(request, attempt, seat, tries - 1, told)
-            else:
-                told(outcome)
-
-        self._asks.ask(self._subjects.control(seat.registration.slot, "abort"), codec.to_json(asked), then)
 
 
 def _ranked(item: Item, count: int) -> list[codec.Ranked] | None:

@@ -88,7 +88,7 @@ class Counted:
 
 
 class Noted(Struct, gc=False):
-    """A station as it is remembered: thousands of them are kept, and there is nothing in them for Python to look after."""
+    """A station as it is remembered: of thousands that are kept, none is anything for the garbage collector."""
 
     at: float
     what: Passed
