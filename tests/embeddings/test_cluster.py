@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import openai
 import pytest
 
-from actors.engines.simulated import unit_vector
+from actors.engines.simulated_model import unit_vector
 from messages import codec
 from messages.client import Client, RequestError
 from tests.cluster.stage import configuration, running

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from actors.encoder import FRAME_BYTES
-from actors.engines.simulated import unit_vector
+from actors.engines.simulated_model import unit_vector
 from messages import codec
 from messages.bus import Bus
 from messages.client import Client
