@@ -1,39 +1,34 @@
-"""The supervisor itself: feeds the deciders with what happens, and carries out what they command.
+"""The supervisor itself: feeds the deciders with what happens, and has carried out what they command.
 
-Read `run`, then `_feed`, then `_do`. Nothing here decides: what is heard from the bus, from processes and from the
-clock becomes an event, and what the deciders answer becomes a process, a signal, a key or a line in the log.
+Read `run`, then `_feed`, then `_do`. Nothing here decides: what is heard from the bus (`ears`), of processes (`hands`)
+and from the clock becomes an event, and what the deciders answer becomes a process or a signal (`hands`), a key, or a
+line in the log.
 """
 
 import asyncio
 import contextlib
 import logging
 import math
-import random
-import signal
-import socket
 import time
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-from nats.aio.msg import Msg
 
-from messages import codec, generations
-from messages.bus import BusError, NobodyThereError, ServiceError, SilentError
+from messages import codec
+from messages.bus import BusError
 from messages.config import Cluster
 from messages.gate import Gate
-from messages.ids import short
-from messages.lifecycle import Control, Event, Heartbeat, Registration, Stage, State
-from messages.subjects import last_token
-from messages.telemetry import Traffic
-from supervisor import acts, events, restart, roster, spawner, state, understudies, world
+from messages.lifecycle import Stage
+from supervisor import acts, events, restart, roster, world
 from supervisor.cards import Cards
 from supervisor.counts import Counts
 from supervisor.desk import Desk
-from supervisor.forget import forget
+from supervisor.ears import Ears
 from supervisor.ground import Ground
-from supervisor.lives import Phase
+from supervisor.hands import Hands
+from supervisor.lives import Lives
 from supervisor.nvml import Gpus
 from supervisor.slots import Slots
 from supervisor.spec import Spec
@@ -51,8 +46,6 @@ log = logging.getLogger("troupe.supervisor")
 TICK: Final = 0.5
 LATE: Final = 2 * TICK
 """Seconds between two events after which we were late ourselves: a tick is at most half of that away."""
-PING_SECONDS: Final = 2.0
-ABORT_PAUSE: Final = 0.2
 TRIM_EVERY: Final = 2.0
 CANCEL_SECONDS: Final = 5.0
 
@@ -70,8 +63,6 @@ class Supervisor:
         gpus: Gpus | None = None,
     ) -> None:
         self._specs = specs
-        self._grace = cluster.nats.grace
-        self._log_bytes = cluster.logs.max_bytes
         self._cluster = cluster
         self._ground = Ground(cluster, specs, config, folder)
         self._when_open = when_open
@@ -82,6 +73,7 @@ class Supervisor:
         self._started = time.time()
         self._tasks: asyncio.TaskGroup
         self._slots: Slots
+        self._hands: Hands
         self._teller: Teller
         self._seen = math.inf
         self._wake: asyncio.TimerHandle | None = None
@@ -125,18 +117,20 @@ class Supervisor:
         async with asyncio.TaskGroup() as self._tasks:
             self._teller = Teller(ground, self._own, self._when_open)
             self._slots = Slots(ground.folder, ground.arguments, self._on_stage, self._tasks)
+            self._hands = Hands(ground, self._specs, self._slots, self._cards, self._lives, self._feed, self._own)
             self._begun = True
             try:
-                await self._adopt()
+                await self._hands.adopt(self._cluster.nats.grace)
                 await self._remember_gates()
-                await ground.bus.subscribe(ground.subjects.heartbeats, self._on_heartbeat)
-                await ground.bus.subscribe(ground.subjects.events_of("actor"), self._on_actor)
-                await ground.bus.subscribe(ground.subjects.traffics, self._on_traffic)
+                ears = Ears(
+                    ground, self._specs, self._slots, self._ledger, self._counts, self._lives, self._feed, self._own
+                )
+                await ears.open()
                 desk = Desk(ground, self._slots, lambda: self._world, self._feed)
                 await desk.open()
                 self._page = await self._make_page(desk)
                 background = [
-                    self._tasks.create_task(ground.registry.keep(">", self._on_registry, self._on_registration)),
+                    self._tasks.create_task(ears.keep()),
                     self._tasks.create_task(self._teller.keep_gates(lambda: self._world.doors)),
                     self._tasks.create_task(self._tick()),
                 ]
@@ -187,21 +181,6 @@ class Supervisor:
             started=self._started,
         )
 
-    async def _adopt(self) -> None:
-        """Take over what an earlier supervisor left running, and end what is in no cast any more."""
-        for slot, record in (await asyncio.to_thread(self._ground.folder.slots)).items():
-            spec = self._specs.get(slot)
-            if spec is None or spec.external:
-                if (stray := await spawner.adopt(record.pid, record.start_time)) is not None:
-                    why = "is in the cast no more" if spec is None else "is for another manager to start now"
-                    log.warning("%s %s; it is ended", short(slot, record.generation), why)
-                    self._own(spawner.end(stray, self._grace))
-            elif (running := await self._slots.adopt(spec)) is not None:
-                generation, age = running.record.generation, max(0.0, time.time() - running.record.started)
-                log.info("%s runs on (pid %d), adopted", short(slot, generation), running.process.pid)
-                self._feed(acts.Adopted(slot, generation, age, running.record.restarts, running.record.reason))
-                self._own(self._await_end(slot, generation))
-
     async def _remember_gates(self) -> None:
         """Go on from the gates as last written; where nothing was adopted, a cluster begins anew."""
         goes_on = bool(self._slots.running) or self.external
@@ -211,6 +190,9 @@ class Supervisor:
                 with contextlib.suppress(msgspec.DecodeError):
                     written = codec.from_json(there[0], Gate)
                     self._world = world.remember(self._world, alias, written, goes_on=goes_on)
+
+    def _lives(self) -> Lives:
+        return self._world.lives
 
     def _own(self, work: Coroutine[Any, Any, None]) -> None:
         """Run in the background; a failure there is a failure of the supervisor, told and not swallowed."""
@@ -238,35 +220,14 @@ class Supervisor:
     def _do(self, command: world.Command) -> None:
         """Carry out one command."""
         match command:
-            case acts.Start(slot):
-                self._own(self._start(slot))
-            case acts.Terminate(slot, generation, abort):
-                self._slots.signal(slot, generation, signal.SIGTERM)
-                if abort:
-                    asyncio.get_running_loop().call_later(
-                        ABORT_PAUSE, self._slots.signal, slot, generation, signal.SIGTERM
-                    )
-            case acts.Kill(slot, generation):
-                self._slots.kill(slot, generation)
-            case acts.Clear(slot, generation):
-                self._own(self._clear(slot, generation))
-            case acts.Forget(slot, generation):
-                role = self._specs[slot].role
-                self._own(forget(self._ground.registry, self._ground.subjects, role, slot, generation))
-            case acts.Dismiss(slot, generation, why):
-                self._own(self._dismiss(slot, generation, why))
-            case acts.Promote(slot, generation):
-                self._own(self._promote(slot, generation))
             case acts.Note():
                 self._counts.note(command, self._world.lives.slots[command.slot])
                 self._teller.note(command, self._world, self._slots.running.get(command.slot))
-            case roster.Look(slot, generation):
-                self._own(self._look(slot, generation))
-            case roster.Peek(slot, generation):
-                self._own(self._peek(slot, generation))
             case world.WriteGate(gate, what):
                 self._world = world.stamp(self._world, gate.alias, time.time())
                 self._teller.gate(gate, what)
+            case _:
+                self._hands.do(command)
 
     def _set_wake(self, now: float) -> None:
         """Have the deciders woken when the next thing is due, if that is before the next tick."""
@@ -285,91 +246,7 @@ class Supervisor:
             self._feed(events.Tick())
             if time.monotonic() - trimmed > TRIM_EVERY:
                 trimmed = time.monotonic()
-                await asyncio.to_thread(self._slots.trim_logs, self._log_bytes)
-
-    # Processes.
-
-    async def _start(self, slot: str) -> None:
-        """Claim a generation and start its process; without the bus there is no generation, and no start."""
-        spec, life = self._specs[slot], self._world.lives.slots[slot]
-        path = self._ground.folder.slot(slot) / "process.json"
-        known = await asyncio.to_thread(state.read, path, state.ProcessRecord)
-        used = max(life.generation, known.generation if known is not None else 0)
-        more = ["--http-port", str(self._ground.ports.of[spec.alias])] if spec.http is not None else []
-        try:
-            generation = await generations.claim(self._ground.registry, self._ground.subjects, slot, used)
-        except BusError as error:
-            self._feed(acts.StartFailed(slot, str(error), _jitter(), excuse="bus"))
-            return
-        try:
-            more += await self._cards.arguments(spec)
-            running = await self._slots.start(spec, generation, more, life.restarts, life.reason)
-            self._cards.bind(spec, running.process.pid, generation)
-        except (spawner.SpawnError, OSError) as error:
-            self._feed(acts.StartFailed(slot, str(error), _jitter()))
-            return
-        self._feed(acts.Started(slot, generation))
-        await self._await_end(slot, generation)
-
-    async def _await_end(self, slot: str, generation: int) -> None:
-        process = self._slots.running[slot].process
-        await process.wait_alone()
-        # Told at once: those who send it work look at the registry.
-        self._feed(acts.Gone(slot, generation, process.ended_at))
-        end = await self._slots.ended(slot)
-        self._feed(acts.Exited(slot, generation, end.code, end.reason, _jitter(), end.how, end.last_lines))
-
-    async def _clear(self, slot: str, generation: int) -> None:
-        """Wait until a dead life's GPUs have their memory back, and say who holds it if they have not."""
-        held = await self._cards.clear(self._specs[slot], lambda: self._world.lives.ending != "no")
-        self._feed(acts.Cleared(slot, generation, held))
-
-    async def _look(self, slot: str, generation: int) -> None:
-        """Look at a slot whose lease is over: at its process first, and if that seems well ask the actor."""
-        running = self._slots.running.get(slot)
-        found = await running.process.state() if running is not None else None
-        answer: Any = "unasked"
-        well = self._specs[slot].external or (found is not None and found not in "TZX")
-        if well and self._ground.bus.connected:
-            try:
-                await self._ground.bus.request(self._ground.subjects.control(slot, "ping"), timeout=PING_SECONDS)
-                answer = "answered"
-            except NobodyThereError:
-                answer = "nobody"
-            except SilentError:
-                answer = "silent" if self._ground.bus.connected else "unasked"
-            except ServiceError:
-                answer = "answered"
-            except BusError:
-                answer = "unasked"
-        self._feed(roster.Looked(slot, generation, found, answer))
-
-    async def _peek(self, slot: str, generation: int) -> None:
-        """Look whether the process of a slot that has not been heard for a moment is stopped: that is proof at once."""
-        running = self._slots.running.get(slot)
-        if running is not None and (found := await running.process.state()) is not None and found in "TZX":
-            self._feed(roster.Looked(slot, generation, found, "unasked"))
-
-    async def _dismiss(self, slot: str, generation: int, why: str) -> None:
-        """Ask an external slot's actor to drain, or to exit at once for a reason; who is not there hears nothing."""
-        ground = self._ground
-        asked = codec.to_json(Control(generation=generation, reason=why))
-        try:
-            await ground.bus.request(
-                ground.subjects.control(slot, "exit" if why else "drain"), asked, timeout=PING_SECONDS
-            )
-        except (BusError, ServiceError) as error:
-            log.warning("%s could not be asked to %s: %s", short(slot, generation), "exit" if why else "drain", error)
-
-    async def _promote(self, slot: str, generation: int) -> None:
-        """Call an understudy to work; that it has come is read in the registry."""
-        ground, asked = self._ground, codec.to_json(Control(generation=generation))
-        try:
-            await ground.bus.request(ground.subjects.control(slot, "promote"), asked, timeout=understudies.CALL)
-        except (BusError, ServiceError) as error:
-            self._feed(acts.Refused(slot, generation, str(error)))
-
-    # The bus.
+                await asyncio.to_thread(self._slots.trim_logs, self._cluster.logs.max_bytes)
 
     def _on_back(self) -> None:
         self._feed(events.Bus(up=True))
@@ -383,38 +260,6 @@ class Supervisor:
             log.warning("%s", error)
         self._teller.gates_changed.set()
 
-    def _on_registry(self, whole: dict[str, bytes]) -> None:
-        """Compare the registry with what runs: a registration of ours that has no process is deleted."""
-        found = [registration for key, value in whole.items() if (registration := _registration(key, value))]
-        for slot in self._ledger.there - {registration.slot for registration in found}:
-            self._ledger.gone(slot)
-        self._feed(roster.Whole({registration.slot: registration for registration in found}))
-        for registration in found:
-            self._check(registration)
-
-    def _on_registration(self, key: str, value: bytes | None) -> None:
-        if value is None:
-            if not key.startswith("gen."):
-                self._ledger.gone(last_token(key))
-                self._feed(roster.Unregistered(last_token(key)))
-        elif registration := _registration(key, value):
-            self._feed(roster.Registered(registration))
-            self._check(registration)
-
-    def _check(self, registration: Registration) -> None:
-        slot = registration.slot
-        if registration.role == "processor" and not self._ledger.knows(slot, registration.generation):
-            self._own(self._ask_traffic(slot))
-        life = self._world.lives.slots.get(slot)
-        running = self._slots.running.get(slot)
-        if life is None or life.spec.external:
-            return
-        if life.phase is Phase.STARTING or registration.host != socket.gethostname():
-            return
-        if running is None or running.record.generation > registration.generation:
-            ground, generation = self._ground, registration.generation
-            self._own(forget(ground.registry, ground.subjects, life.spec.role, slot, generation))
-
     def _on_stage(self, slot: str, stage: Stage) -> None:
         if stage.stage == "start":
             self._feed(acts.Began(slot, stage.generation, stage.seconds))
@@ -424,31 +269,6 @@ class Supervisor:
         if self._page is not None:
             self._page.changed()
 
-    async def _on_actor(self, msg: Msg) -> None:
-        """Take in what the actors of external slots say before they can register."""
-        with contextlib.suppress(msgspec.DecodeError, ValueError):
-            event = codec.from_json(msg.data, Event)
-            if event.of in self._specs and self._specs[event.of].external:
-                state_ = State(event.what)
-                if state_ not in (State.READY, State.DRAINING):
-                    self._feed(acts.Seen(event.of, event.generation, state_))
-
-    async def _ask_traffic(self, slot: str) -> None:
-        """Have a processor tell what it has counted; one that cannot be asked now tells when there is something new."""
-        with contextlib.suppress(BusError, ServiceError):
-            await self._ground.bus.publish(self._ground.subjects.control(slot, "traffic"))
-
-    async def _on_traffic(self, msg: Msg) -> None:
-        with contextlib.suppress(msgspec.DecodeError):
-            self._ledger.take(codec.from_msgpack(msg.data, Traffic), time.time())
-
-    async def _on_heartbeat(self, msg: Msg) -> None:
-        with contextlib.suppress(msgspec.DecodeError):
-            beat = codec.from_json(msg.data, Heartbeat)
-            self._feed(roster.Beat(beat))
-            if (spec := self._specs.get(beat.slot)) is not None:
-                self._counts.beat(beat, (spec.model, spec.role))
-
 
 async def _cancelled(tasks: list[asyncio.Task[None]]) -> None:
     """Cancel until all have ended: nats-py swallows a cancellation that meets it while it waits for an answer."""
@@ -457,17 +277,3 @@ async def _cancelled(tasks: list[asyncio.Task[None]]) -> None:
         for task in left:
             task.cancel()
         await asyncio.wait(left, timeout=0.1)
-
-
-def _registration(key: str, value: bytes) -> Registration | None:
-    if key.startswith("gen."):
-        return None
-    try:
-        return codec.from_json(value, Registration)
-    except msgspec.DecodeError as error:
-        log.warning("registration %s cannot be read: %s", key, error)
-        return None
-
-
-def _jitter() -> float:
-    return random.uniform(-1.0, 1.0)
