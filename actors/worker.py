@@ -37,6 +37,7 @@ from actors.engines.engine import (
 from actors.engines.tongue import speak
 from actors.outbox import Outbox
 from actors.probing import Prober
+from actors.verbs import VERBS, Handling
 from messages import codec, procfs
 from messages.bus import QUEUE, ServiceError, error_headers
 from messages.frames import Finish, Said
@@ -121,6 +122,7 @@ class Worker(Actor):
         self._idle: asyncio.Event
         self._leaving = False
         self._generated = 0
+        self._handling = Handling(self._engine, setup.folder / "profile")
 
     @abstractmethod
     def disaggregation(self) -> Disaggregation:
@@ -194,7 +196,8 @@ class Worker(Actor):
             self._subscriptions.append(await self.bus.subscribe(subject, self._on_work, queue=queue))
 
     def _busy(self) -> bool:
-        return bool(self._running) or self.state not in (State.READY, State.STANDBY)
+        resting = bool(self._handling.resting)
+        return resting or bool(self._running) or self.state not in (State.READY, State.STANDBY)
 
     def make_outbox(self) -> Outbox:
         """Make what sends to the processors."""
@@ -321,7 +324,11 @@ class Worker(Actor):
             self._stop(running)
 
     async def control(self, verb: str, asked: Control) -> str | Struct:
-        """Abort a request; show a fault."""
+        """Abort a request; show a fault; handle the engine."""
+        if verb in VERBS:
+            if self.state is not State.READY:
+                raise ServiceError(409, f"{verb}: {self.slot} is {self.state}")
+            return await self._handling.carry_out(verb, asked, len(self._running))
         if verb == "abort":
             return self._abort(asked)
         if verb == "fault":
@@ -377,6 +384,7 @@ class Worker(Actor):
             children=self._engine.children(),
             loads=self._engine.loads(),
             probe=self._prober.told(),
+            resting=self._handling.resting,
         )
 
     def tick(self) -> None:

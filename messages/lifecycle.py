@@ -173,7 +173,8 @@ class Heartbeat(Struct, kw_only=True, omit_defaults=True):
     blocks. `loads` is the engine's own account for each DP rank, where it gives one. `unanswerable` counts a
     processor's requests whose reply subject is none that may be answered: all that is ever said of these. `probe` is
     an engine's last health probe, None before the first. `bus_dropped` counts messages that the actor was too slow for.
-    `tokens` counts those that its engine has generated.
+    `tokens` counts those that its engine has generated. `resting` says that its engine was told to do nothing:
+    "paused", or "asleep" without its GPU's memory; empty as a rule.
     """
 
     slot: str
@@ -196,6 +197,7 @@ class Heartbeat(Struct, kw_only=True, omit_defaults=True):
     probe: Probed | None = None
     bus_dropped: int = 0
     tokens: int = 0
+    resting: str = ""
 
 
 class Event(Struct, kw_only=True, omit_defaults=True):

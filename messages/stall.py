@@ -38,8 +38,8 @@ def cpu_of(beat: Heartbeat) -> float:
 
 
 def works(beat: Heartbeat) -> bool:
-    """Whether an engine has something to do; what it holds back is none of it."""
-    return beat.in_flight > beat.queued
+    """Whether an engine has something to do; what it holds back is none of it, nor is all while it was told to rest."""
+    return beat.in_flight > beat.queued and not beat.resting
 
 
 def stalled(role: Role, beat: Heartbeat, still: float, spent: float, watch: Watch) -> str:

@@ -25,6 +25,8 @@ Verb = Literal[
     "trace",
     "traffic",
     "log-level",
+    "sleep",
+    "wake",
 ]
 VERBS: Final[tuple[Verb, ...]] = get_args(Verb)
 Topic = Literal["actor", "gate", "restart", "drill"]

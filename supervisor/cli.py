@@ -185,6 +185,20 @@ def _add_slots(commands: Any) -> None:
         metavar="SECONDS",
         help="wait until it has happened, so long at most (default: not for a slot, to the end for a model)",
     )
+    handle = _command(
+        commands,
+        "handle",
+        "have a slot's engine pause or resume, empty its prefix cache (flush), record a trace (profile), give back its "
+        "GPU's memory (sleep) or take it again (wake); requests wait meanwhile",
+        "troupe handle demo-decode-0 profile --seconds 3",
+        _handle,
+    )
+    handle.add_argument("SLOT", help="for example demo-decode-0; `troupe status` lists them")
+    handle.add_argument("VERB", choices=("pause", "resume", "flush", "profile", "sleep", "wake"))
+    handle.add_argument(
+        "--seconds", type=_seconds, default=0.0, metavar="S", help="for profile: how long (default: 5, at most 60)"
+    )
+    _where(handle)
     logs = _command(commands, "logs", "show what a slot has written to its log", "troupe logs demo-decode-0 -f", _logs)
     logs.add_argument("SLOT", help="a slot, or: supervisor, nats, prefork-cpu, prefork-cuda")
     _where(logs)
@@ -410,6 +424,12 @@ def _log_level(options: argparse.Namespace) -> Code:
     from supervisor.commands.log_level import log_level
 
     return log_level(options)
+
+
+def _handle(options: argparse.Namespace) -> Code:
+    from supervisor.commands.handle import handle
+
+    return handle(options)
 
 
 def _logs(options: argparse.Namespace) -> Code:

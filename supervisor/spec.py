@@ -140,10 +140,15 @@ def _policy(config: RestartConfig, load_deadline: float) -> Policy:
 
 
 def _way(model: Model, role: Role) -> Literal["prefork", "plain", "external"]:
-    """Forking pays where importing is dear: SGLang's engines. Everything else starts in a second."""
+    """Forking pays where importing is dear: SGLang's engines. Everything else starts in a second.
+
+    What gives back a GPU's memory (`enable_memory_saver`) is put into a fresh process by LD_PRELOAD, and into no other.
+    """
     asked = model.spawn_of(role)
     if asked != "auto":
         return asked
+    if (model.args | model.cast[role].args).get("enable_memory_saver"):
+        return "plain"
     return "prefork" if model.engine == "sglang" and role in ENGINE_ROLES else "plain"
 
 

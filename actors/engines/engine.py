@@ -8,6 +8,7 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from msgspec import Struct
@@ -46,6 +47,10 @@ class ConfigurationError(LoadError):
 
 class EngineDiedError(Exception):
     """The engine's own process is gone; the actor must end."""
+
+
+class VerbError(Exception):
+    """An engine does not do what it was told (pause, flush, ...); the text says why, and what would help."""
 
 
 class ProbeError(Exception):
@@ -177,6 +182,33 @@ class Engine(ABC):
     def loads(self) -> list[RankLoad]:
         """Tell how loaded each DP rank is by the engine's own account; cheap, for heartbeats; empty if it has none."""
         return []
+
+    async def pause(self) -> None:
+        """Stop between two steps: streams stand still, new ones wait. Raises VerbError if it cannot."""
+        raise VerbError(self._cannot("pause"))
+
+    async def resume(self) -> None:
+        """Go on after `pause`. Raises VerbError if it cannot."""
+        raise VerbError(self._cannot("resume"))
+
+    async def flush(self) -> None:
+        """Empty the prefix cache. Raises VerbError, also for an engine that is busy."""
+        raise VerbError(self._cannot("flush"))
+
+    async def profile(self, folder: Path, seconds: float) -> list[str]:
+        """Record a trace for so long; return the names of the files in `folder`. Raises VerbError if it cannot."""
+        raise VerbError(self._cannot("profile"))
+
+    async def sleep(self) -> None:
+        """Give the GPU's memory back, weights kept in the host's; it must be idle. Raises VerbError if it cannot."""
+        raise VerbError(self._cannot("sleep"))
+
+    async def wake(self) -> None:
+        """Take the memory again after `sleep`. Raises VerbError if it cannot."""
+        raise VerbError(self._cannot("wake"))
+
+    def _cannot(self, verb: str) -> str:
+        return f"this engine has no {verb}"
 
     def inject(self, fault: str, seconds: float) -> None:
         """Show a fault on purpose (drills only). Raises ValueError for one that this engine cannot show."""

@@ -39,6 +39,7 @@ from actors.engines.sglang_files import files_of
 from actors.engines.sglang_form import beginning, finish_of, ranked, ranked_prompt, sampling_params
 from actors.engines.sglang_telemetry import Loads, sources_of, use_metrics_folder
 from actors.engines.sglang_tongue import SglangTongue
+from actors.engines.sglang_verbs import SglangVerbs
 from actors.engines.tongue import Tongue
 from messages import leftovers, procfs
 from messages.codec import pack_logprobs, pack_tokens, token_count, unpack_tokens
@@ -73,6 +74,7 @@ class SglangEngine(Engine):
         self._loads: Loads | None = None
         self._places: Places | None = None
         self._tongue: SglangTongue | None = None
+        self._verbs: SglangVerbs
         self._died: asyncio.Event
 
     def load(self, report: Report) -> EngineInfo:
@@ -123,6 +125,9 @@ class SglangEngine(Engine):
         if "enable_metrics" not in asked:
             # The scheduler's figures are free; those of each token that passes here cost a third of its time.
             self._manager.enable_metrics = False
+        self._verbs = SglangVerbs(
+            self._manager, can_sleep=bool(merged.get("enable_memory_saver") and merged.get("enable_weights_cpu_backup"))
+        )
         self._pids = procfs.descendants(os.getpid())
         self._info = self._describe(version, merged, places)
         if model.text:
@@ -334,6 +339,30 @@ class SglangEngine(Engine):
             Child(pid, process.state, round(process.cpu_seconds, 2)) if process is not None else Child(pid, "X", 0.0)
             for pid, process in found
         ]
+
+    async def pause(self) -> None:
+        """Stop between two steps."""
+        await self._verbs.pause()
+
+    async def resume(self) -> None:
+        """Go on after a pause."""
+        await self._verbs.resume()
+
+    async def flush(self) -> None:
+        """Empty the prefix cache."""
+        await self._verbs.flush()
+
+    async def profile(self, folder: Path, seconds: float) -> list[str]:
+        """Record a trace of the scheduler."""
+        return await self._verbs.profile(folder, seconds)
+
+    async def sleep(self) -> None:
+        """Give back the GPU's memory."""
+        await self._verbs.sleep()
+
+    async def wake(self) -> None:
+        """Take it again."""
+        await self._verbs.wake()
 
     async def watch(self) -> None:
         """Wait for the death of scheduler or detokenizer: SGLang itself notices late, or never when idle."""

@@ -154,6 +154,17 @@ def test_work_without_steps_or_cpu_time_is_a_stall_after_a_second_and_a_half() -
     assert found == ["stalled: 2 requests in flight, no step for 1.5 s, 0.00 s of CPU time spent"]
 
 
+@pytest.mark.parametrize("resting", ["paused", "asleep"])
+def test_an_engine_that_was_told_to_rest_does_not_stall_and_has_its_time_anew_afterwards(resting: str) -> None:
+    watched = Watched(D0)
+    held = {"in_flight": 2, "steps": 7, "children": [("S", 5.0)]}
+    assert watched.beats(0, 60, resting=resting, **held) == []
+    assert watched.beats(60.5, 61, **held) == []
+    assert stuck(watched.at(61.5, Beat(beat(**held)))) == [
+        "stalled: 2 requests in flight, no step for 1.5 s, 0.00 s of CPU time spent"
+    ]
+
+
 def test_steps_are_progress() -> None:
     watched = Watched(D0)
     for half in range(40):

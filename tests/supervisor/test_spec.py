@@ -44,6 +44,14 @@ def test_specs_stand_in_starting_order_with_nothing_left_open() -> None:
     assert (specs["host-publisher-0"].model, specs["host-publisher-0"].spawn) == ("", "plain")
 
 
+def test_an_engine_that_can_give_back_its_memory_is_started_as_a_fresh_process() -> None:
+    text = written(SGLANG, b"env: {A: part}}", b"args: {enable_memory_saver: true}}")
+    specs = specs_of(parse(text, ROOT), has_gpu=True)
+    assert specs["Qwen_Demo-prefill-1"].spawn == "plain"
+    asked = written(text, b"    load_deadline: 100", b"    load_deadline: 100\n    spawn: prefork")
+    assert specs_of(parse(asked, ROOT), has_gpu=True)["Qwen_Demo-prefill-1"].spawn == "prefork"
+
+
 @pytest.mark.parametrize(
     "path",
     sorted(set((ROOT / "configs").glob("*.yaml")) - {ROOT / "configs" / "drills.yaml"}),
