@@ -157,7 +157,7 @@ def test_work_without_steps_or_cpu_time_is_a_stall_after_a_second_and_a_half() -
 @pytest.mark.parametrize("resting", ["paused", "asleep"])
 def test_an_engine_that_was_told_to_rest_does_not_stall_and_has_its_time_anew_afterwards(resting: str) -> None:
     watched = Watched(D0)
-    held = {"in_flight": 2, "steps": 7, "children": [("S", 5.0)]}
+    held: dict[str, Any] = {"in_flight": 2, "steps": 7, "children": [("S", 5.0)]}
     assert watched.beats(0, 60, resting=resting, **held) == []
     assert watched.beats(60.5, 61, **held) == []
     assert stuck(watched.at(61.5, Beat(beat(**held)))) == [
