@@ -92,6 +92,10 @@ class Load:
             open_ones = "\n".join(str(record) for record in self.records if record.outcome == "open")
             raise AssertionError(f"not within {seconds:g} s: {what}; under way:\n{open_ones}") from None
 
+    def silent(self, seconds: float) -> bool:
+        """Whether nobody has heard anything for so long."""
+        return all(time.monotonic() - record.pieces[-1].at > seconds for record in self.records if record.pieces)
+
     async def until_streaming(self, seconds: float = 30.0) -> None:
         """Wait until every client is in the middle of an answer that it began to get after this call."""
         begun, clients = time.monotonic(), sum(self._counts.values())

@@ -1,7 +1,6 @@
 """An understudy as its users see it: who generates is killed, and streams go on before its next life has loaded."""
 
 import contextlib
-import time
 from asyncio import to_thread
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,11 +67,6 @@ def _moves(record: Record) -> list[float]:
     return [later.at - earlier.at for earlier, later in pairs if later.attempt > earlier.attempt]
 
 
-def _silent(load: Load, seconds: float) -> bool:
-    """Whether nobody has heard anything for so long."""
-    return all(time.monotonic() - record.pieces[-1].at > seconds for record in load.records if record.pieces)
-
-
 async def test_streams_go_on_within_a_second_of_the_death_of_the_only_one_that_generates(cluster: Cluster) -> None:
     at_work, standing_by = await to_thread(pair, cluster)
     assert (standing_by.state, standing_by.live, at_work.standby) == ("standby", False, False)
@@ -101,7 +95,7 @@ async def test_without_a_supervisor_nobody_stands_in_until_the_next_one_has_read
         await to_thread(cluster.log.kill)
         await load.until_streaming(load.limit)
         await to_thread(cluster.kill, at_work.slot)
-        await load.until(lambda: _silent(load, 1.0), 20, "all streams have stopped")
+        await load.until(lambda: load.silent(1.0), 20, "all streams have stopped")
         assert (await to_thread(cluster.slot, other.slot)).standby
         await to_thread(cluster.up, ready=False)
         await to_thread(cluster.log.until, f"{other.slot}#{other.generation} is at work", 20)
