@@ -14,8 +14,6 @@ class Plan(NamedTuple):
     """How much of everything."""
 
     steps: int
-    again: int
-    """The last so many steps are taken once more, on new data."""
     batch: int
     tests: int
     every: int
@@ -23,8 +21,8 @@ class Plan(NamedTuple):
     """Conversations that the tokenizer is trained on."""
 
 
-FULL = Plan(steps=17_000, again=4_000, batch=65_536, tests=128, every=400, words=20_000)
-SMOKE = Plan(steps=6, again=2, batch=4096, tests=1, every=3, words=2_000)
+FULL = Plan(steps=19_000, batch=65_536, tests=128, every=400, words=20_000)
+SMOKE = Plan(steps=8, batch=4096, tests=1, every=3, words=2_000)
 
 
 def main() -> None:
@@ -37,8 +35,6 @@ def main() -> None:
     )
     parser.add_argument("--seed", default="0", help="the same seed gives the same data (default: 0)")
     parser.add_argument("--steps", type=int, help=f"training steps (default: {FULL.steps})")
-    parser.add_argument("--again", type=int, help=f"how many of the last are taken again (default: {FULL.again})")
-    parser.add_argument("--onto", type=Path, help="a trained folder: take the last steps again on its weights")
     parser.add_argument(
         "--smoke", action="store_true", help="a tiny run on a tiny model: shows that all parts work together"
     )
@@ -48,28 +44,20 @@ def main() -> None:
     plan = SMOKE if given.smoke else FULL
     if given.steps:
         plan = plan._replace(steps=given.steps)
-    if given.again is not None:
-        plan = plan._replace(again=given.again)
-    if given.onto and not (given.onto / "model.safetensors").is_file():
-        parser.error(f"--onto {given.onto}: there is no model.safetensors in it")
-    train(plan, given.device, given.out or HERE / "troupe-small-chat", given.seed, smoke=given.smoke, onto=given.onto)
+    train(plan, given.device, given.out or HERE / "troupe-small-chat", given.seed, smoke=given.smoke)
 
 
-def train(plan: Plan, device: str, folder: Path, seed: str, *, smoke: bool, onto: Path | None = None) -> None:
-    """Train and write `folder`. Prints each point of the learning curve.
-
-    With `onto`, a folder that such a run wrote, the run begins where that one ended and takes the last steps again.
-    """
+def train(plan: Plan, device: str, folder: Path, seed: str, *, smoke: bool) -> None:
+    """Train and write `folder`. Each point of the learning curve is printed and written as soon as it is known."""
     import torch
-    from safetensors.torch import load_model
 
     from models.train import batches, curve, export, tokenizer
-    from models.train.loop import Point, Schedule, Trainer, read_points
+    from models.train.loop import Point, Trainer
     from models.train.model import ChatModel, Shape
 
     began = time.monotonic()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    words = tokenizer.load(onto) if onto else tokenizer.train(seed, plan.words)
+    words = tokenizer.train(seed, plan.words)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     print(f"tokenizer after {time.monotonic() - began:.1f} s", flush=True)
     torch.manual_seed(0)
@@ -79,31 +67,27 @@ def train(plan: Plan, device: str, folder: Path, seed: str, *, smoke: bool, onto
         torch.set_num_threads(1)
     shape = Shape(num_hidden_layers=2) if smoke else Shape()
     model = ChatModel(shape)
-    points = read_points(onto / "training.jsonl") if onto else []
-    if onto:
-        load_model(model, onto / "model.safetensors")
-    else:
-        model.initialise(torch.Generator().manual_seed(0))
+    model.initialise(torch.Generator().manual_seed(0))
     trainer = Trainer(model, torch.device(device), compiled=device == "cuda")
-    processes = 0 if smoke else max(1, (os.cpu_count() or 1) - 1)
+    processes = 0 if smoke else max(1, len(os.sched_getaffinity(0)) - 1)
     held_out = batches.held_out_batches(batches.Encoder(words), seed, plan.tests, plan.batch)
+
+    points: list[Point] = []
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / "training.jsonl"
+    log.write_text("", encoding="utf-8")
 
     def report(point: Point) -> None:
         points.append(point)
+        with log.open("a", encoding="utf-8") as file:
+            file.write(point.line() + "\n")
         worst = min(point.accuracy, key=point.accuracy.__getitem__)
         mean = sum(point.accuracy.values()) / len(point.accuracy)
         shares = f"right {mean:.3f}, worst {worst} {point.accuracy[worst]:.3f}"
         print(f"step {point.step}: {point.seconds:.0f} s, loss {point.loss:.4f}, {shares}", flush=True)
 
-    try:
-        indices = range(plan.steps if onto else 0, plan.steps + plan.again)
-        made = batches.training_batches(words, seed, plan.batch, indices, processes)
-        began_with = points[-1] if points else None
-        trainer.train(made, Schedule(plan.steps, plan.again), held_out, plan.every, report, began_with)
-    finally:
-        if points:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "training.jsonl").write_text("".join(point.line() + "\n" for point in points), encoding="utf-8")
+    made = batches.training_batches(words, seed, plan.batch, plan.steps, processes)
+    trainer.train(made, plan.steps, held_out, plan.every, report)
     export.write(model, words, folder)
     (folder / "learning-curve.svg").write_text(curve.draw(points), encoding="utf-8")
     print(json.dumps(points[-1].accuracy, indent=2))

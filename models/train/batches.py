@@ -18,15 +18,20 @@ from models.train import mixture
 from models.train.examples import Conversation
 from models.train.source import Source
 from models.train.template import rendered
-from models.train.tokenizer import token_id
+from models.train.tokenizer import pieces, token_id
 
 Int16: TypeAlias = npt.NDArray[np.int16]
 Int32: TypeAlias = npt.NDArray[np.int32]
 Float32: TypeAlias = npt.NDArray[np.float32]
 
 LONGEST = 4096
-DOCUMENTS_PER_TOKEN = 1 / 96
-"""The most that a batch may hold; the average document has 200 tokens. Even an empty one costs attention time."""
+"""Tokens of the longest document that is asked."""
+TRAINED = 3328
+"""Tokens of the longest one that is trained on: longer ones are one in 20,000, and attention's time grows with this."""
+DOCUMENTS_PER_TOKEN = 1 / 176
+"""The most that a batch may hold; the average document has 230 tokens. Even an empty one costs attention time."""
+EDGE, EDGE_WEIGHT = 12, 0.5
+"""So many tokens at both ends of an answer weigh at least so much: there it is decided which way, and when to stop."""
 AHEAD = 4
 """Batches made in advance, for each process."""
 
@@ -38,14 +43,21 @@ class Document(NamedTuple):
     asked: int
     skill: int
 
+    def weights(self) -> Float32:
+        """Return the weight of each token of the answer: the longer the answer, the less, but for its two ends."""
+        answer = len(self.tokens) - self.asked
+        weights: Float32 = np.full(answer, answer**-0.25, np.float32)
+        weights[:EDGE] = weights[-EDGE:] = max(answer**-0.25, EDGE_WEIGHT)
+        return weights
+
 
 class Batch(NamedTuple):
-    """Documents one after another, `size` tokens in all; the last document is padding, of no weight."""
+    """Documents one after another, `size` tokens in all; what is left is padding, of no weight."""
 
     tokens: Int16
     positions: Int16
     weights: Float32
-    """Of predicting the token after this one. A long answer weighs more than a short one, by the root of its length."""
+    """Of predicting the token after this one."""
     starts: Int32
     """Where each document starts, then `size` until the array is full: the form that packed attention reads."""
     document: Int32
@@ -61,6 +73,7 @@ class Encoder:
         self.tokenizer = tokenizer
         self.end = token_id(tokenizer, "<|im_end|>")
         self.padding = token_id(tokenizer, "<|endoftext|>")
+        self.pieces = pieces(tokenizer)
         self._letters: dict[str, list[int]] = {}
 
     def documents(self, conversations: Sequence[Conversation]) -> list[Document]:
@@ -82,27 +95,32 @@ class Encoder:
         return documents
 
     def pack(self, documents: Sequence[Document], size: int) -> Batch:
-        """Lay documents one after another. Raises ValueError when they need more than `size` tokens."""
-        if (used := sum(len(document.tokens) for document in documents)) > size:
-            raise ValueError(f"{used} tokens do not fit into a batch of {size}")
+        """Lay documents one after another. Where the last one is too long it is cut off.
+
+        Raises ValueError when there is no room at all for one of them.
+        """
+        if (used := sum(len(document.tokens) for document in documents[:-1])) >= size:
+            raise ValueError(f"{used} tokens and one more document do not fit into a batch of {size}")
+        slots = max(most_documents(size), len(documents) + size // TRAINED + 2)
         tokens: Int16 = np.full(size, self.padding, np.int16)
         positions: Int16 = np.zeros(size, np.int16)
         weights: Float32 = np.zeros(size, np.float32)
-        starts: Int32 = np.full(most_documents(size) + 1, size, np.int32)
+        starts: Int32 = np.full(slots + 1, size, np.int32)
         number: Int32 = np.full(size, len(documents), np.int32)
-        skills: Int16 = np.full(most_documents(size), -1, np.int16)
+        skills: Int16 = np.full(slots, -1, np.int16)
         at = 0
         for index, document in enumerate(documents):
-            length, answer = len(document.tokens), len(document.tokens) - document.asked
-            tokens[at : at + length] = document.tokens
+            length = min(len(document.tokens), size - at)
+            tokens[at : at + length] = document.tokens[:length]
             positions[at : at + length] = np.arange(length)
-            weights[at + document.asked - 1 : at + length - 1] = answer**-0.5
+            learnt = max(0, length - document.asked)
+            weights[at + document.asked - 1 : at + document.asked - 1 + learnt] = document.weights()[:learnt]
             number[at : at + length] = index
             starts[index], skills[index] = at, document.skill
             at += length
         starts[len(documents)] = at
-        positions[at:] = np.arange(size - at) % LONGEST
-        for index, start in enumerate(range(at, size, LONGEST)):
+        positions[at:] = np.arange(size - at) % TRAINED
+        for index, start in enumerate(range(at, size, TRAINED)):
             starts[len(documents) + index] = start
         return Batch(tokens, positions, weights, starts, number, skills)
 
@@ -114,22 +132,21 @@ class Encoder:
 
 def most_documents(size: int) -> int:
     """Return how many documents a batch of this many tokens may hold."""
-    return int(size * DOCUMENTS_PER_TOKEN) + size // LONGEST + 2
+    return int(size * DOCUMENTS_PER_TOKEN) + size // TRAINED + 2
 
 
 def training_batch(encoder: Encoder, seed: str, index: int, size: int) -> Batch:
     """Make a batch of the training mixture."""
-    source = Source(f"training {seed} {index}", held_out=False)
+    source = Source(f"training {seed} {index}", held_out=False, pieces=encoder.pieces)
     chosen: list[Document] = []
-    room, misses, most = size, 0, int(size * DOCUMENTS_PER_TOKEN)
-    while misses < 8 and room > 64 and len(chosen) < most:
-        conversations = [mixture.draw(source) for _ in range(max(8, room // 300))]
+    room, most = size, int(size * DOCUMENTS_PER_TOKEN)
+    while room > 0 and len(chosen) < most:
+        conversations = [mixture.draw(source) for _ in range(room // 300 + 1)]
+        # The first that does not fit is cut off, not passed over: otherwise long ones would come too seldom.
         for document in encoder.documents(conversations):
-            if len(document.tokens) <= room and len(chosen) < most:
+            if room > 0 and len(chosen) < most and len(document.tokens) <= TRAINED:
                 chosen.append(document)
                 room -= len(document.tokens)
-            else:
-                misses += 1
     return encoder.pack(chosen, size)
 
 
@@ -166,18 +183,18 @@ def _make(seed: str, index: int, size: int) -> Batch:
     return training_batch(_encoder, seed, index, size)
 
 
-def training_batches(tokenizer: Tokenizer, seed: str, size: int, indices: range, processes: int) -> Iterator[Batch]:
-    """Make these batches, in order. With no processes they are made where they are used."""
+def training_batches(tokenizer: Tokenizer, seed: str, size: int, amount: int, processes: int) -> Iterator[Batch]:
+    """Make so many batches, in order. With no processes they are made where they are used."""
     if processes == 0:
         encoder = Encoder(tokenizer)
-        for index in indices:
+        for index in range(amount):
             yield training_batch(encoder, seed, index, size)
         return
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(processes, context, _start, (tokenizer.to_str(),))
     waiting: deque[Future[Batch]] = deque()
     try:
-        for index in indices:
+        for index in range(amount):
             waiting.append(pool.submit(_make, seed, index, size))
             if len(waiting) > processes * AHEAD:
                 yield waiting.popleft().result()

@@ -8,8 +8,6 @@ import json
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.train import mixture
-from models.train.batches import LONGEST, Batch
+from models.train.batches import LONGEST, TRAINED, Batch
 from models.train.model import ChatModel
 from models.train.optimizer import Optimizer
 
@@ -42,28 +40,10 @@ class Point:
         return json.dumps({key: getattr(self, key) for key in self.__slots__})
 
 
-def read_points(path: Path) -> list[Point]:
-    """Read the points that a run wrote."""
-    return [Point(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-KEPT = 0.25
-"""The share that the weights before the last steps were taken again have in the end: what the second time forgets."""
-
-
-class Schedule(NamedTuple):
-    """The learning rate over `steps` steps and over the last `again` of them taken once more."""
-
-    steps: int
-    again: int = 0
-
-    def share(self, step: int) -> float:
-        """Return the share of the highest rate at this step, counted from 1: up, level, down to nothing; once more."""
-        warm_up = min(WARM_UP, max(1, self.steps // 10))
-        since, left = step, self.steps - step
-        if step > self.steps:
-            since, left = step - self.steps, self.steps + self.again - step
-        return min(1.0, since / warm_up, max(0.0, left / (self.steps * FALLING)))
+def share_of_rate(step: int, steps: int) -> float:
+    """Return the share of the highest learning rate at this step, counted from 1: up, level, down to nothing."""
+    warm_up = min(WARM_UP, max(1, steps // 10))
+    return min(1.0, step / warm_up, max(0.0, (steps - step) / (steps * FALLING)))
 
 
 class OnDevice:
@@ -99,38 +79,25 @@ class Trainer:
     def train(
         self,
         batches: Iterable[Batch],
-        schedule: Schedule,
+        steps: int,
         held_out: list[Batch],
         every: int,
         report: Callable[[Point], None],
-        after: Point | None = None,
     ) -> None:
-        """Take a step for each batch. Reports every `every` steps and at the end, with the accuracies then.
-
-        `after` is the last point of the run that this one goes on from. Where steps are taken again, the weights come
-        out as a mean of before and after; the last report is of those after.
-        """
+        """Take a step for each of `steps` batches. Reports every `every` steps and at the end, with the accuracies."""
         tests = [OnDevice(batch, self.device) for batch in held_out]
-        first, seen, spent = (schedule.steps + 1, after.tokens, after.seconds) if after else (1, 0, 0.0)
-        last = schedule.steps + schedule.again
-        began = time.monotonic() - spent
+        seen, began = 0, time.monotonic()
         running = torch.zeros((), device=self.device)
-        before: list[Tensor] = []
-        for step, batch in enumerate(batches, first):
-            if step == schedule.steps + 1:
-                before = [parameter.detach().clone() for parameter in self.model.parameters()]
+        for step, batch in enumerate(batches, 1):
             at = OnDevice(batch, self.device)
             loss = self._loss(at.tokens, at.positions, at.weights, at.starts)
             loss.backward()
-            self.optimizer.step(schedule.share(step))
+            self.optimizer.step(share_of_rate(step, steps))
             seen += len(batch.tokens)
-            running = running.lerp_(loss.detach(), 0.05 if step > first + 20 else 1.0)
-            if step % every == 0 or step == last:
+            running = running.lerp_(loss.detach(), 0.05 if step > 20 else 1.0)
+            if step % every == 0 or step == steps:
                 lost = float(running)
                 report(Point(step, seen, round(time.monotonic() - began, 2), round(lost, 5), self.accuracy(tests)))
-        if before:
-            with torch.no_grad():
-                torch._foreach_lerp_(list(self.model.parameters()), before, KEPT)
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def accuracy(self, tests: list[OnDevice]) -> dict[str, float]:
@@ -154,7 +121,7 @@ class Trainer:
 
     def _plain_loss(self, tokens: Tensor, positions: Tensor, weights: Tensor, starts: Tensor) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            logits = self.model(tokens, positions, starts, LONGEST)
+            logits = self.model(tokens, positions, starts, TRAINED)
         losses = F.cross_entropy(logits.float(), tokens.roll(-1), reduction="none")
         return (losses * weights).sum() / weights.sum()
 

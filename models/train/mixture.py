@@ -14,34 +14,38 @@ TOOL_SKILLS = ("tools", "tool results")
 
 
 class Skill(NamedTuple):
-    """A row of the accuracy table: its maker, its share of the conversations, and whether thinking is fixed."""
+    """A row of the accuracy table: its maker, how often it comes, and whether thinking is fixed."""
 
     make: Callable[[Source], Exchange]
     share: float
+    """Of the earlier requests of a conversation."""
+    trained: float
+    """Of the training conversations: what is hard to learn comes more often."""
     thinking: bool | None = None
 
 
 SKILLS: dict[str, Skill] = {
-    "counting": Skill(counting.make, 18),
-    "spelling": Skill(words.spell, 8),
-    "reversing": Skill(words.reverse, 11),
-    "sorting": Skill(words.sort, 13),
-    "arithmetic, thinking": Skill(arithmetic.make, 8, True),
-    "arithmetic, direct": Skill(arithmetic.make, 9, False),
-    "tools": Skill(tools.make, 18),
-    "tool results": Skill(tools.make_result, 3),
-    "JSON shapes": Skill(shapes.make, 8),
-    "copying": Skill(copying.make, 6),
-    "greetings": Skill(talk.greet, 3),
-    "glossary": Skill(talk.explain, 4),
-    "not known": Skill(talk.shrug, 6),
+    "counting": Skill(counting.make, 18, 22),
+    "spelling": Skill(words.spell, 8, 9),
+    "reversing": Skill(words.reverse, 11, 10),
+    "sorting": Skill(words.sort, 13, 16),
+    "arithmetic, thinking": Skill(arithmetic.make, 8, 6, True),
+    "arithmetic, direct": Skill(arithmetic.make, 9, 9, False),
+    "tools": Skill(tools.make, 18, 19),
+    "tool results": Skill(tools.make_result, 3, 3),
+    "JSON shapes": Skill(shapes.make, 8, 10),
+    "copying": Skill(copying.make, 6, 12),
+    "greetings": Skill(talk.greet, 3, 3),
+    "glossary": Skill(talk.explain, 4, 4),
+    "not known": Skill(talk.shrug, 6, 5),
 }
 NAMES, SHARES = list(SKILLS), [skill.share for skill in SKILLS.values()]
+TRAINED = [skill.trained for skill in SKILLS.values()]
 
 
 def draw(source: Source) -> Conversation:
     """Draw a conversation of the training mixture."""
-    return conversation(source, source.rng.choices(NAMES, SHARES)[0])
+    return conversation(source, source.rng.choices(NAMES, TRAINED)[0])
 
 
 def conversation(source: Source, name: str, *, turns: int | None = None) -> Conversation:

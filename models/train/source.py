@@ -60,11 +60,15 @@ PEOPLE, CITIES, PROPER = _paragraphs("names.txt")
 
 
 class Source:
-    """A seeded stream of choices, for training or for held-out data."""
+    """A seeded stream of choices, for training or for held-out data.
 
-    def __init__(self, seed: str, *, held_out: bool) -> None:
+    `pieces` are a tokenizer's: some made-up words are glued from them, so that each token is met often enough.
+    """
+
+    def __init__(self, seed: str, *, held_out: bool, pieces: Sequence[str] = ()) -> None:
         self.rng = random.Random(seed)
         self.held_out = held_out
+        self.pieces = pieces
 
     def fresh(self, make: Callable[[], T], key: Callable[[T], str]) -> T:
         """Make things until one belongs to this source's side. Raises RuntimeError when none does in 5,000 tries."""
@@ -81,6 +85,10 @@ class Source:
     def chance(self, probability: float) -> bool:
         """Say yes with this probability."""
         return self.rng.random() < probability
+
+    def drill(self, probability: float) -> bool:
+        """Say whether to ask for what is hard, more often than people do: in training only."""
+        return not self.held_out and self.chance(probability)
 
     def number(self, low: int, high: int) -> int:
         """Choose a whole number, both ends included."""
@@ -105,6 +113,8 @@ class Source:
         return made
 
     def _glued(self) -> str:
+        if self.pieces and self.chance(0.3):
+            return "".join(self.pick(self.pieces) for _ in range(self.pick([1, 1, 2, 3])))
         if self.chance(0.5):
             parts = [self.pick(ONSETS) + self.pick(VOWELS) + self.pick(CODAS) for _ in range(self.number(1, 3))]
             return "".join(parts)

@@ -12,7 +12,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from models.train import mixture
-from models.train.source import CITIES, LEXICON, PEOPLE, Source
+from models.train.source import CITIES, LEXICON, PEOPLE, Source, is_held_out
 from models.train.template import TEMPLATE_FILE, rendered
 
 VOCABULARY = 4096
@@ -79,6 +79,11 @@ def load(folder: Path) -> Tokenizer:
     return Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
+def pieces(tokenizer: Tokenizer) -> list[str]:
+    """Return the tokens that are plain letters, two or more of them: what words are made of."""
+    return sorted(token for token in tokenizer.get_vocab() if len(token) > 1 and token.isascii() and token.isalpha())
+
+
 def token_id(tokenizer: Tokenizer, token: str) -> int:
     """Return the id of a token. Raises ValueError when the tokenizer has no such token."""
     number = tokenizer.token_to_id(token)
@@ -90,6 +95,8 @@ def token_id(tokenizer: Tokenizer, token: str) -> int:
 def _texts(source: Source, conversations: int) -> Iterator[str]:
     for _ in range(conversations):
         yield "".join(rendered(mixture.draw(source)))
-    for words in (LEXICON, PEOPLE, CITIES):
+    for listed in (LEXICON, PEOPLE, CITIES):
+        # A token that only held-out words have would never be learnt.
+        words = [word for word in listed if not is_held_out(f"value {word}")]
         yield " ".join(words * 20)
         yield " ".join(word.capitalize() for word in words * 5)

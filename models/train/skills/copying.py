@@ -9,6 +9,7 @@ from models.train.phrasing import PHRASES
 from models.train.source import DATA, Source
 
 ASK, AFTER, QUOTED = PHRASES["copying"]["ask"], PHRASES["copying"]["after"], PHRASES["copying"]["quoted"]
+ORDERS = [order.strip() for order in ASK + AFTER]
 LONGEST = 420
 PASSAGES: dict[str, Any] = tomllib.loads((DATA / "passages.toml").read_text(encoding="utf-8"))
 FORMS: list[str] = PASSAGES["forms"]
@@ -31,7 +32,7 @@ KINDS = {
 def make(source: Source) -> Exchange:
     """Make a passage and the request to copy it."""
     text = source.fresh(lambda: passage(source, source.length(2, LONGEST)), lambda t: f"copy {t}")
-    ask = text + source.pick(AFTER) if source.chance(0.15) else source.pick(ASK) + text
+    ask = text + source.pick(AFTER) if source.chance(0.15) or source.drill(0.25) else source.pick(ASK) + text
     if len(text) < 80 and '"' not in text and "\n" not in text and source.chance(0.3):
         ask = source.pick(QUOTED).replace("{t}", text)
     return Exchange("copying", f"copy {text}", asked(ask), text, "Copy the text.")
@@ -40,11 +41,14 @@ def make(source: Source) -> Exchange:
 def passage(source: Source, words: int) -> str:
     """Return a passage of about this many words. Some repeat themselves, which makes them harder to follow."""
     forms = source.rng.sample(FORMS, 3) if source.chance(0.3) else FORMS
-    shelf = [source.word() for _ in range(6)] if source.chance(0.2) else []
-    gap = source.pick([" ", " ", " ", "\n", "\n\n"])
+    shelf = [source.word() for _ in range(6)] if source.chance(0.2) or source.drill(0.15) else []
+    gap = "\n\n" if source.drill(0.25) else source.pick([" ", " ", " ", "\n", "\n\n"])
     sentences: list[str] = []
     size = 0
     while size < words:
+        if sentences and source.drill(0.03):
+            # Looks like the end of the passage and is not: another sentence always follows.
+            sentences.append(source.pick(ORDERS))
         sentence = _sentence(source, source.pick(forms), shelf)
         sentences.append(sentence)
         size += sentence.count(" ") + 1

@@ -13,6 +13,8 @@ TO = PHRASES["counting"]["to"]
 UP = PHRASES["counting"]["up"]
 DOWN = PHRASES["counting"]["down"]
 BY_UP, BY_DOWN = PHRASES["counting"]["by_up"], PHRASES["counting"]["by_down"]
+EITHER = [phrase for phrase in UP if phrase in DOWN]
+"""These do not say the direction: the numbers do."""
 STEPS = PHRASES["counting"]["steps"]
 PARITY = PHRASES["counting"]["parity"]
 SMALL = (
@@ -40,14 +42,18 @@ class Count(NamedTuple):
 
 def make(source: Source) -> Exchange:
     """Make a request to count."""
+    if source.drill(0.4):
+        return exchange(source, source.fresh(lambda: _hard(source), _key), source.pick(EITHER))
     return exchange(source, source.fresh(lambda: _draw(source), _key))
 
 
-def exchange(source: Source, count: Count) -> Exchange:
-    """Ask for this count in some person's words."""
+def exchange(source: Source, count: Count, phrase: str = "") -> Exchange:
+    """Ask for this count in some person's words, or by this phrase."""
     first, last, step = count
     down = last < first
-    if down:
+    if phrase:
+        ask = phrase
+    elif down:
         ask = source.pick(DOWN)
         if last == 1 and source.chance(0.1):
             ask = "Count down from {a}."
@@ -58,7 +64,7 @@ def exchange(source: Source, count: Count) -> Exchange:
     if step > 1 or source.chance(0.05):
         ending = "." if ask.endswith(".") else ""
         ask = ask.removesuffix(".") + source.pick(STEPS) + ending
-    if step > 1 and source.chance(0.25):
+    if step > 1 and not phrase and source.chance(0.25):
         ask = source.pick(BY_DOWN if down else BY_UP)
     if step == 2 and not down and source.chance(0.3):
         ask = source.pick(PARITY).replace("{p}", "odd" if first % 2 else "even")
@@ -113,6 +119,18 @@ def _draw(source: Source) -> Count:
         elif step > 1 and source.chance(0.4):
             high += source.number(0, step - 1)
         if low < high <= 9999 and (count := _bounded(Count(low, high, step))):
+            return count
+
+
+def _hard(source: Source) -> Count:
+    """Draw a count, mostly short, whose direction only the numbers tell or whose step does not meet its end."""
+    while True:
+        step = 1 if source.chance(0.5) else source.number(2, 12) if source.chance(0.6) else source.number(2, 120)
+        first = source.number(0, 10 ** source.pick([2, 3, 4, 4]) - 1)
+        way = source.length(1, 30 if source.chance(0.8) else MOST_NUMBERS) * step
+        way += source.number(0, step - 1) if source.chance(0.5) else 0
+        last = first + (way if source.chance(0.5) else -way)
+        if 0 <= last <= 9999 and (count := _bounded(Count(first, last, step))):
             return count
 
 
