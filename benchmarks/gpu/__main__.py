@@ -27,6 +27,7 @@ PARTS = {
     "tokenizer": "benchmarks.gpu.tokenizer",
     "aiperf": "benchmarks.gpu.aiperf",
     "apart": "benchmarks.gpu.apart",
+    "chat": "benchmarks.gpu.chat",
     "restarts": "benchmarks.gpu.restarts",
     "restarts-cold": "benchmarks.gpu.restarts_cold",
     "hicache": "benchmarks.gpu.hicache",

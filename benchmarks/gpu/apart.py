@@ -1,7 +1,6 @@
-"""Prefill and decode apart against one engine: the same tokens, the same texts, and what moving KV blocks costs.
+"""Prefill and decode apart against one engine: the same tokens, and what moving KV blocks costs.
 
-One cluster for all of it, on one GPU or two: `whole` is one engine, `apart` a pair, `two` two of each, `chat` and
-`chat-whole` the project's own model.
+One cluster for all of it, on one GPU or two: `whole` is one engine, `apart` a pair, `two` two of each.
 """
 
 from typing import Any
@@ -14,12 +13,10 @@ from benchmarks.gpu.cluster import Cluster, cluster
 from benchmarks.gpu.context import Context, Result
 from benchmarks.gpu.scraping import publisher, scrape
 from benchmarks.gpu.streams import generate, prompts
-from benchmarks.rig import ROOT
 from messages import codec
-from messages.client import Client
+from messages.client import Client, RequestError
 from messages.supervise import Status
 
-CHAT = ("chat-whole", "chat")
 CONTEXT = 34_000
 ARGS = {"chunked_prefill_size": 40_960, "max_prefill_tokens": 40_960}
 """A prompt in one piece, so that a transfer begins when its computing is over, and no earlier."""
@@ -40,11 +37,13 @@ async def measure(context: Context, result: Result) -> None:
             for name in ("whole", *others):
                 for prompt in prompts(9, 4, 100, 1_000 if context.cuda else 200, context.vocabulary):
                     await generate(client, name, prompt, 4)
-            await equality.compare(context, result, client, others, context.pick(240, 6))
+            try:
+                await transfer.measure(context, result, troupe, client, "apart-prefill-0")
+            except (OSError, RequestError, LookupError, TimeoutError) as error:
+                result.data["transfer failed"] = f"{type(error).__name__}: {error}"
+            await equality.compare(context, result, client, others, context.pick(220, 6))
             if two:
                 await _took_part(result, troupe)
-            await equality.chat(context, result, troupe, CHAT, context.pick(40, 2))
-            await transfer.measure(context, result, troupe, client, "apart-prefill-0")
 
 
 def _models(context: Context, two: bool) -> list[dict[str, Any]]:
@@ -72,19 +71,7 @@ def _models(context: Context, two: bool) -> list[dict[str, Any]]:
                 args=args,
             )
         )
-    own: dict[str, Any] = {
-        "path": str(ROOT / "models" / "troupe-small-chat"),
-        "device": context.device,
-        "load_deadline": 400,
-        "reasoning_parser": "qwen3",
-        "tool_call_parser": "qwen25",
-        "args": {"cuda_graph_max_bs_decode": 8} if context.cuda else {},
-    }
-    casts = (
-        {"processor": DOOR, "decode": engines(context, 0.03, 0)},
-        {"processor": DOOR, "prefill": engines(context, 0.03, 0), "decode": engines(context, 0.03, 1)},
-    )
-    return made + [own | {"name": name, "cast": cast} for name, cast in zip(CHAT, casts, strict=True)]
+    return made
 
 
 async def _took_part(result: Result, troupe: Cluster) -> None:

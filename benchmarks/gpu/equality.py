@@ -1,4 +1,4 @@
-"""Whether prefill and decode apart say the same as one engine: token for token, and in texts that can be checked.
+"""Whether prefill and decode apart say the same as one engine, token for token.
 
 One prompt after another, so that no engine has more than one stream: the size of a batch moves sums in bfloat16. Where
 tokens differ all the same, the two likeliest at that place are reported, with their log-probabilities.
@@ -9,16 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.gpu.cluster import Cluster
 from benchmarks.gpu.context import Context, Result
 from benchmarks.gpu.streams import prompts
 from messages.client import Client
 from messages.submit import Delta
-from models.evaluate import judge
-from models.evaluate.through import Door, collect
 
 TOKENS = 32
-SKILLS = ("counting", "copying")
 
 
 @dataclass
@@ -65,7 +61,8 @@ def drift(mine: Greedy, other: Greedy) -> float:
 async def compare(context: Context, result: Result, client: Client, others: Sequence[str], count: int) -> None:
     """Ask `whole` and each of the others every prompt; they are different engines, so they may run side by side."""
     found: dict[str, dict[str, Any]] = {
-        name: {"prompts": 0, "equal": 0, "most drift of a log-probability": 0.0, "differ": []} for name in others
+        name: {"prompts": 0, "equal": 0, "places": 0, "most drift of a log-probability": 0.0, "differ": []}
+        for name in others
     }
     result.data["equality"] = found
     longest = context.pick(1_500, 300)
@@ -84,26 +81,8 @@ async def compare(context: Context, result: Result, client: Client, others: Sequ
                 row["differ"].append({"prompt": number, "length": len(prompt)} | differs)
                 continue
             row["equal"] += 1
+            row["places"] += sum(bool(a and b) for a, b in zip(whole.top, answer.top, strict=True))
             row["most drift of a log-probability"] = max(row["most drift of a log-probability"], drift(whole, answer))
         if number % 20 == 0:
             result.save()
-    result.save()
-
-
-async def chat(context: Context, result: Result, troupe: Cluster, models: Sequence[str], each: int) -> None:
-    """Ask the project's own model, whole and apart, what can be judged; one at a time in each."""
-    asked = judge.cases(each, "gpu", SKILLS)
-
-    async def answers(model: str) -> list[str]:
-        async with Door(troupe.http(model), model) as door:
-            return await collect(asked, door.generate, 1)
-
-    said = dict(zip(models, await asyncio.gather(*map(answers, models)), strict=True))
-    found: dict[str, Any] = {"asked": len(asked)}
-    for model, texts in said.items():
-        found[model] = {row.skill: {"asked": row.asked, "right": row.right} for row in judge.score(asked, texts)}
-    pairs = list(zip(*said.values(), strict=True))
-    found["same text"] = sum(len(set(pair)) == 1 for pair in pairs)
-    found["an example"] = [asked[0].messages[-1]["content"], *pairs[0]]
-    result.data["chat"] = found
     result.save()

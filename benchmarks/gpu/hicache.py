@@ -24,7 +24,7 @@ POOL = 16_384
 LENGTH = 4_000
 COUNT = 12
 ROUNDS = 4
-HOST_GB = 16
+HOST_GB = 8
 SETTLE = 1.0
 """Seconds between rounds, in which what is being written to host memory gets there."""
 

@@ -26,7 +26,7 @@ from benchmarks.gpu.streams import generate, prompts
 from benchmarks.rig import median
 from messages import codec, procfs
 from messages.bus import Bus
-from messages.client import Client
+from messages.client import Client, RequestError
 from messages.config import Nats
 from messages.lifecycle import Event, Registration
 from messages.subjects import Subjects, last_token
@@ -146,7 +146,7 @@ async def append(rows: list[dict[str, Any]], one: Any, result: Result) -> None:
     """Await one restart; what went wrong is a row, too, and the next one is tried."""
     try:
         rows.append(await one)
-    except (TimeoutError, OSError, LookupError, RuntimeError) as error:
+    except (TimeoutError, OSError, LookupError, RuntimeError, RequestError) as error:
         rows.append({"failed": f"{type(error).__name__}: {error}"})
     print({key: value for key, value in rows[-1].items() if key != "recovery"}, flush=True)
     result.save()
@@ -237,5 +237,6 @@ def medians(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             {"model": model, "role": role, "way": way, "times": len(found)}
             | {name: median([row[name] for row in found]) for name in ("death to ready s", "longest gap s")}
             | {stage: median([row["recovery"].get(stage, 0.0) for row in found]) for stage in stages}
+            | {"free MiB before each load": [row["free MiB"]["before the load"] for row in found]}
         )
     return made

@@ -76,7 +76,7 @@ class Place:
 
 async def measure(context: Context, result: Result) -> None:
     """Try all of it."""
-    share = {"0.6b": 0.15, "8b": 0.25}[context.size]
+    share = {"0.6b": 0.08, "8b": 0.25}[context.size]
     args: dict[str, Any] = {"cuda_graph_max_bs_decode": 8}
     whole = {"processor": DOOR, "decode": engines(context, share)}
     apart = {"processor": DOOR, "prefill": engines(context, share), "decode": engines(context, share)}
