@@ -13,8 +13,9 @@ import uvloop
 from setproctitle import setproctitle
 
 from actors import claiming
-from actors.actor import Actor, Setup
+from actors.actor import Actor
 from actors.ending import Ending, note_exit
+from actors.setup import Setup
 from messages import config, logs
 from messages.ids import ROLES, parse_slot, short
 from messages.lifecycle import Exit

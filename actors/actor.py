@@ -7,68 +7,41 @@ the heartbeats, the control verbs, the signals and the exit are here. Read `run`
 import asyncio
 import contextlib
 import logging
-import os
 import signal
-import socket
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import ClassVar, Final, NoReturn
 
 import anyio
-import msgspec
 import uvloop
 from anyio.abc import TaskGroup
 from msgspec import Struct
-from nats.aio.msg import Msg
 
-from actors import garbage
+from actors import account, garbage
+from actors.controls import Controls, set_level
 from actors.ending import Ending, cancelled, cause_of, note_exit
+from actors.lifeline import check_payload, connect, until_back
 from actors.registrar import Registrar
+from actors.setup import Setup
 from actors.stages import Stages
-from messages import codec, logs, procfs
-from messages.bus import Bucket, Bus, BusError, ServiceError, error_headers
-from messages.config import Cluster, Model, Nats, Part
-from messages.ids import Role, Slot, incarnation_of, short
+from messages import codec
+from messages.bus import Bucket, Bus, BusError, ServiceError
+from messages.ids import Role, incarnation_of
 from messages.lifecycle import (
     HEARTBEAT_PERIOD,
     TRANSITIONS,
-    Answer,
     Control,
-    Event,
     Exit,
     Heartbeat,
     Registration,
     StageName,
     State,
 )
-from messages.subjects import Subjects, last_token
+from messages.subjects import Subjects
 
 log = logging.getLogger("troupe.actor")
 
-BUS_WAIT: Final = 60.0
 CLOSE_SECONDS: Final = 5.0
-PROMPT_BYTES: Final = 8
-"""Bytes of a message for each token of a prompt: four packed between actors, up to eight as clients send them."""
-
-
-class Setup(Struct, frozen=True, kw_only=True):
-    """All that an actor is told at its start; `folder` is its slot's own, `http_port` a processor's alone.
-
-    `gpus` are the indices it was given, `memory_fraction` what of their memory that is free now its engine may take.
-    """
-
-    cluster: Cluster
-    model: Model
-    part: Part
-    slot: Slot
-    generation: int
-    nats: Nats
-    folder: Path
-    http_port: int = 0
-    gpus: list[int] = []
-    memory_fraction: float | None = None
 
 
 class Actor(ABC):
@@ -182,27 +155,21 @@ class Actor(ABC):
 
     async def _try_bus(self) -> None:
         """See that the bus is there and fit for us before minutes go into loading; leave no socket behind."""
-        bus = await self._connect()
+        bus = await connect(self.setup.nats, self.incarnation)
         try:
             await bus.require_jetstream()
-            _check_payload(bus, self.model.context_length or 0)
+            check_payload(bus, self.model.context_length or 0)
             await self._publish_state(bus, State.LOADING, "")
         except BusError as error:
             raise Ending(Exit.BUS, str(error)) from None
         finally:
             await bus.close()
 
-    async def _connect(self) -> Bus:
-        try:
-            return await Bus.connect(self.setup.nats, name=self.incarnation, wait=BUS_WAIT)
-        except BusError as error:
-            raise Ending(Exit.BUS, str(error)) from None
-
     async def _live(self) -> Ending:
         self._terminated = asyncio.Event()
         self._aborted = asyncio.Event()
         self.take_signals()
-        self.bus = await self._connect()
+        self.bus = await connect(self.setup.nats, self.incarnation)
         ending = Ending(Exit.OK, "drained")
         try:
             async with anyio.create_task_group() as self.tasks:
@@ -221,7 +188,7 @@ class Actor(ABC):
         if self._terminated.is_set():
             raise Ending(Exit.OK, "stopped while loading")
         garbage.settle()
-        _check_payload(self.bus, self.registration().context_length)
+        check_payload(self.bus, self.registration().context_length)
         self.registry = await self.bus.bucket(self.subjects.registry_bucket)
         self.gates = await self.bus.bucket(self.subjects.gate_bucket)
         self._registrar = registrar = Registrar(
@@ -236,7 +203,8 @@ class Actor(ABC):
         self.stages.report("register", "")
         await self.change(State.REGISTERING)
         await registrar.register()
-        await self.bus.subscribe(self.subjects.controls(self.slot), self._on_control)
+        controls = Controls(self.bus, self.tasks, self.slot, self.generation, lambda: self.state, self._carry_out)
+        await self.bus.subscribe(self.subjects.controls(self.slot), controls.take)
         await self.stand_by()
         await self.bus.announce(f"troupe-{self.role}", {"slot": self.slot, "generation": str(self.generation)})
         if self.part.understudies:
@@ -325,34 +293,12 @@ class Actor(ABC):
         await self._publish_state(self.bus, state, reason)
 
     async def _publish_state(self, bus: Bus, state: State, reason: str) -> None:
-        event = Event(
-            topic="actor",
-            of=self.slot,
-            what=state,
-            at=time.time(),
-            generation=self.generation,
-            reason=reason,
-            planned=self._terminations > 0,
-            detail={"stages": self.stages.lengths} if state in (State.READY, State.STANDBY) else {},
-        )
+        event = account.change(self.setup, state, self.stages, reason=reason, planned=self._terminations > 0)
         await bus.publish(self.subjects.event("actor", self.slot), codec.to_json(event))
 
     def plain_registration(self) -> Registration:
         """What every role registers."""
-        return Registration(
-            slot=self.slot,
-            role=self.role,
-            generation=self.generation,
-            state=self.state,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            model=self.model.name,
-            alias=self.model.slug,
-            capacity=self.part.capacity,
-            load_seconds=round(self.stages.total, 3),
-            stages=self.stages.lengths,
-            started=time.time(),
-        )
+        return account.registration(self.setup, self.state, self.stages)
 
     # Background work.
 
@@ -366,16 +312,7 @@ class Actor(ABC):
 
     def plain_heartbeat(self) -> Heartbeat:
         """What every role's heartbeat says."""
-        return Heartbeat(
-            slot=self.slot,
-            generation=self.generation,
-            state=self.state,
-            capacity=self.part.capacity,
-            cpu_seconds=round(time.process_time(), 3),
-            rss_bytes=procfs.rss_bytes(),
-            bus_reconnects=self.bus.reconnects,
-            bus_dropped=self.bus.dropped,
-        )
+        return account.heartbeat(self.setup, self.state, self.bus)
 
     def tick(self) -> None:
         """Do what a role must look after twice a second. Raises Ending."""
@@ -391,37 +328,7 @@ class Actor(ABC):
             await asyncio.sleep(HEARTBEAT_PERIOD)
 
     def _on_bus_lost(self) -> None:
-        grace = self.setup.nats.grace
-
-        async def wait() -> None:
-            deadline = time.monotonic() + grace
-            while (left := deadline - time.monotonic()) > 0:
-                if self.bus.connected:
-                    return
-                await asyncio.sleep(min(left, 0.5))
-            raise Ending(Exit.BUS_LOST, f"NATS has been away for {grace:g} s")
-
-        self.own(wait)
-
-    async def _on_control(self, msg: Msg) -> None:
-        """Hand a verb to its own task, so that a slow one keeps no other waiting."""
-        self.tasks.start_soon(self._answer_control, msg)
-
-    async def _answer_control(self, msg: Msg) -> None:
-        verb = last_token(msg.subject)
-        try:
-            asked = codec.from_json(msg.data, Control) if msg.data else Control()
-            if asked.generation and asked.generation != self.generation:
-                raise ServiceError(409, f"this is {short(self.slot, self.generation)}, not #{asked.generation}")
-            said = await self._carry_out(verb, asked)
-        except msgspec.DecodeError as error:
-            await self._respond(msg, b"", error_headers(400, f"control {verb}: {error}"))
-        except ServiceError as error:
-            await self._respond(msg, b"", error_headers(error.code, error.message))
-        else:
-            if isinstance(said, str):
-                said = Answer(slot=self.slot, generation=self.generation, state=self.state, message=said)
-            await self._respond(msg, codec.to_json(said))
+        self.own(lambda: until_back(self.bus, self.setup.nats.grace))
 
     async def _carry_out(self, verb: str, asked: Control) -> str | Struct:
         if verb == "ping":
@@ -432,19 +339,13 @@ class Actor(ABC):
         if verb == "promote":
             return await self._promote()
         if verb == "log-level":
-            return _set_level(asked.level)
+            return set_level(asked.level)
         if verb == "exit":
             self.own(lambda: _exit(asked.reason))
             return "exits"
         if verb == "fault" and self.cluster.drills != "allowed":
             raise ServiceError(403, "drills are not allowed here; set `drills: allowed` in the configuration")
         return await self.control(verb, asked)
-
-    async def _respond(self, msg: Msg, payload: bytes, headers: dict[str, str] | None = None) -> None:
-        """Answer, if an answer is wanted; where NATS is away, whoever asked will ask again."""
-        if msg.reply:
-            with contextlib.suppress(BusError):
-                await self.bus.publish(msg.reply, payload, headers=headers)
 
     # Signals.
 
@@ -456,24 +357,6 @@ class Actor(ABC):
         """Drain; asked a second time, abort what is left."""
         self._terminations += 1
         (self._terminated if self._terminations == 1 else self._aborted).set()
-
-
-def _set_level(level: str) -> str:
-    try:
-        logs.set_level(level)
-    except ValueError as error:
-        raise ServiceError(400, str(error)) from None
-    return f"logs from {level} on"
-
-
-def _check_payload(bus: Bus, context_length: int) -> None:
-    """Raise Ending if NATS takes no message as large as a prompt that fills the context."""
-    if (needs := context_length * PROMPT_BYTES) > bus.max_payload:
-        raise Ending(
-            Exit.BUS,
-            f"NATS takes messages of {bus.max_payload} bytes, but a context of {context_length} tokens needs {needs}; "
-            "raise max_payload there",
-        )
 
 
 async def _nothing() -> None:

@@ -21,7 +21,8 @@ from msgspec import Struct
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from actors.actor import Actor, Setup
+from actors.actor import Actor
+from actors.controls import respond
 from actors.ending import Ending
 from actors.engines.choose import make_engine
 from actors.engines.engine import (
@@ -37,6 +38,7 @@ from actors.engines.engine import (
 from actors.engines.tongue import speak
 from actors.outbox import Outbox
 from actors.probing import Prober
+from actors.setup import Setup
 from actors.verbs import VERBS, Handling
 from messages import codec, procfs
 from messages.bus import QUEUE, ServiceError, error_headers
@@ -209,11 +211,11 @@ class Worker(Actor):
             job: Job | Encode = codec.msgpack_decoder(Work).decode(msg.data)
             accept = self._accept(job)
         except msgspec.DecodeError as error:
-            await self._respond(msg, b"", error_headers(400, f"not work: {error}"))
+            await respond(self.bus, msg, b"", error_headers(400, f"not work: {error}"))
         except ServiceError as error:
-            await self._respond(msg, b"", error_headers(error.code, error.message))
+            await respond(self.bus, msg, b"", error_headers(error.code, error.message))
         else:
-            await self._respond(msg, accept)
+            await respond(self.bus, msg, accept)
 
     def _accept(self, job: Job | Encode) -> bytes:
         """Take an attempt, or raise ServiceError saying why not. Asked again for the same one, say the same again."""

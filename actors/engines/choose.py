@@ -1,7 +1,7 @@
 """Which engine a model gets: the one place where the configuration's word becomes a class, imported only then."""
 
-from actors.actor import Setup
 from actors.engines.engine import Disaggregation, Engine
+from actors.setup import Setup
 
 
 def make_engine(setup: Setup, disaggregation: Disaggregation) -> Engine:

@@ -13,8 +13,8 @@ from typing import Final
 
 from msgspec import Struct
 
-from actors.actor import Setup
 from actors.engines.engine import ConfigurationError
+from actors.setup import Setup
 from messages import leftovers
 from messages.lifecycle import KvSource
 

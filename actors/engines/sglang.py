@@ -14,7 +14,6 @@ from typing import Any, Final, NoReturn
 
 import msgspec
 
-from actors.actor import Setup
 from actors.engines.engine import (
     FAKE_HOST,
     ConfigurationError,
@@ -41,6 +40,7 @@ from actors.engines.sglang_telemetry import Loads, sources_of, use_metrics_folde
 from actors.engines.sglang_tongue import SglangTongue
 from actors.engines.sglang_verbs import SglangVerbs
 from actors.engines.tongue import Tongue
+from actors.setup import Setup
 from messages import leftovers, procfs
 from messages.codec import pack_logprobs, pack_tokens, token_count, unpack_tokens
 from messages.embed import FLOAT_BYTES, pack_floats

@@ -12,7 +12,6 @@ import time
 from collections import deque
 from typing import Any, Final
 
-from actors.actor import Setup
 from actors.engines.engine import (
     FAKE_HOST,
     Disaggregation,
@@ -36,6 +35,7 @@ from actors.engines.simulated_pool import Pool
 from actors.engines.simulated_stream import Stream
 from actors.engines.simulated_tongue import SimulatedTongue
 from actors.engines.tongue import Tongue
+from actors.setup import Setup
 from messages import leftovers
 from messages.codec import token_count
 from messages.embed import pack_floats

@@ -7,7 +7,7 @@ from typing import ClassVar
 import msgspec
 from msgspec import Struct
 
-from actors.actor import Actor, Setup
+from actors.actor import Actor
 from actors.ending import Ending
 from actors.hub import HubError
 from actors.processor import parsers
@@ -23,6 +23,7 @@ from actors.processor.service import Service
 from actors.processor.template import Template
 from actors.processor.text_intake import TextIntake
 from actors.processor.tokenizer import Tokenizer
+from actors.setup import Setup
 from messages.bus import ServiceError
 from messages.config import Http
 from messages.ids import Role

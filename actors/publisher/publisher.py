@@ -18,13 +18,14 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from prometheus_client.core import Metric
 
-from actors.actor import Actor, Setup
+from actors.actor import Actor
 from actors.ending import Ending
 from actors.publisher import metrics
 from actors.publisher.door import MetricsDoor
 from actors.publisher.kv import KvWay
 from actors.publisher.slots import Watched
 from actors.publisher.source import Source, replay
+from actors.setup import Setup
 from messages import codec
 from messages.bus import BusError, ServiceError, error_headers
 from messages.ids import Role, short

@@ -13,11 +13,11 @@ import msgspec
 import pytest
 import zmq
 
-from actors.actor import Setup
 from actors.engines import sglang_telemetry
 from actors.engines.engine import ConfigurationError
 from actors.engines.places import PATH_LIMIT, Places, free_ports, of_rank, prepare
 from actors.engines.sglang_telemetry import Loads, sources_of, telemetry_arguments
+from actors.setup import Setup
 from messages import config, procfs
 from messages.ids import parse_slot
 
