@@ -7,6 +7,8 @@ While it rests, what is under way stands still and what comes waits, each until 
 and nobody takes it to hang, because its heartbeats say so. A new life begins at work.
 """
 
+import asyncio
+import time
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +19,8 @@ from messages.lifecycle import Control
 VERBS: Final = frozenset({"pause", "resume", "flush", "profile", "sleep", "wake"})
 PROFILE_SECONDS: Final = 5.0
 PROFILE_MOST: Final = 60.0
+SETTLE_SECONDS: Final = 2.0
+SETTLE_PAUSE: Final = 0.05
 
 
 class Handling:
@@ -84,6 +88,7 @@ class Handling:
         self._must_be("sleep", "")
         if in_flight:
             raise ServiceError(409, f"sleep: {in_flight} requests are under way")
+        await self._settle()
         await self._rest("asleep")
         try:
             await self._engine.sleep()
@@ -91,6 +96,20 @@ class Handling:
             await self._work()
             raise
         return "asleep; its GPU memory is free"
+
+    async def _settle(self) -> None:
+        """Wait until the engine is through with its last request: it has told us its end a moment before that.
+
+        Raises VerbError if it is not, for whatever reason, after a while.
+        """
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while True:
+            try:
+                return await self._engine.flush()
+            except VerbError:
+                if time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(SETTLE_PAUSE)
 
     async def _profile(self, seconds: float) -> str:
         if not 0 < seconds <= PROFILE_MOST:

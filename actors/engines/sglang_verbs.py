@@ -59,7 +59,11 @@ class SglangVerbs:
         return sorted(await asyncio.to_thread(_files, folder) - before)
 
     async def sleep(self) -> None:
-        """Give the GPU's memory back: the KV cache is lost, the weights wait in the host's memory."""
+        """Give the GPU's memory back: the KV cache is lost, the weights wait in the host's memory.
+
+        SGLang's scheduler dies of an assertion if it is asked while it is busy; that its cache could be emptied shows
+        that it is not.
+        """
         from sglang.srt.managers.io_struct import ReleaseMemoryOccupationReqInput
 
         if not self._can_sleep:
@@ -67,6 +71,7 @@ class SglangVerbs:
                 "it was not started for that; set `enable_memory_saver: true` and `enable_weights_cpu_backup: true` in "
                 "its args"
             )
+        await self.flush()
         await _within(MEMORY_SECONDS, self._manager.release_memory_occupation(ReleaseMemoryOccupationReqInput()))
 
     async def wake(self) -> None:
