@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.models import TINY, VOCABULARY, model_folder
+from benchmarks.gpu.models import END_OF_TEXT, TINY, model_folder
 
 CUDA_ARGS: dict[str, Any] = {"load_format": "dummy", "random_seed": 1, "cuda_graph_max_bs_decode": 128}
 
@@ -53,8 +53,8 @@ class Context:
 
     @property
     def vocabulary(self) -> int:
-        """How many token ids the model has."""
-        return VOCABULARY if self.cuda else 500
+        """How many token ids are words; what comes above them is special."""
+        return END_OF_TEXT if self.cuda else 500
 
     def model(self, name: str, cast: dict[str, Any], **more: Any) -> dict[str, Any]:
         """A model of a cluster's configuration: dummy weights on a GPU, the tiny model on a CPU.

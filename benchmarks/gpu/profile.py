@@ -15,6 +15,9 @@ from benchmarks.gpu.ways import Way, model_of, troupe
 from benchmarks.rig import cpu, median
 
 RATE = 500
+"""Samples a second, of the thread that has the GIL: who waits, in a poll or for a lock, has not."""
+
+OUTSIDE = "without the GIL: polls, system calls of libuv and ZMQ"
 
 GROUPS = (
     ("sglang/srt/managers/tokenizer_manager", "SGLang: tokenizer manager"),
@@ -27,8 +30,8 @@ GROUPS = (
     ("nats/", "nats-py"),
     ("msgspec", "msgspec"),
     ("pickle", "pickle"),
-    ("asyncio/", "asyncio"),
-    ("selectors", "asyncio"),
+    ("asyncio/", "event loop (uvloop, asyncio)"),
+    ("selectors", "event loop (uvloop, asyncio)"),
     ("prometheus_client", "prometheus_client"),
     ("threading.py", "threads"),
 )
@@ -51,14 +54,14 @@ async def take(context: Context, way: Way) -> dict[str, Any]:
     streams, seconds = context.pick((128, 10), (2, 4))
     raw = context.scratch / "spy.raw"
     (pid,) = way.doers["actor"]
-    command = [binary, "record", "-p", str(pid), "-r", str(RATE), "-d", str(seconds), "-f", "raw", "-o", str(raw)]
+    command = [binary, "record", "--gil", "-p", str(pid), "-r", str(RATE), "-d", str(seconds), "-f", "raw"]
     enough = asyncio.Event()
     loading = asyncio.ensure_future(_keep_loading(context, way, streams, enough))
     try:
         await asyncio.sleep(context.pick(3.0, 1.0))
         began = cpu(pid)
         spy = await asyncio.create_subprocess_exec(
-            *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+            *command, "-o", str(raw), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
         )
         try:
             said, _ = await asyncio.wait_for(spy.communicate(), seconds + 60)
@@ -75,13 +78,14 @@ async def take(context: Context, way: Way) -> dict[str, Any]:
         return {"failed": f"the load: {rates!r}"}
     found = summary(await asyncio.to_thread(raw.read_text))
     costs = {name: median([run["CPU us/token"][name] for run in rates]) for name in rates[0]["CPU us/token"]}
-    shares = found["share by group"].items()
+    shares = {name: count / RATE / spent for name, count in found["samples by group"].items()}
+    shares[OUTSIDE] = max(0.0, 1 - sum(shares.values()))
     return found | {
         "seconds": seconds,
         "CPU s": round(spent, 2),
         "tokens/s": median([run["tokens/s"] for run in rates]),
         "CPU us/token": costs,
-        "actor's us/token by group": {name: round(share * costs["actor"], 3) for name, share in shares},
+        "actor's us/token by group": {name: round(share * costs["actor"], 3) for name, share in shares.items()},
     }
 
 
@@ -117,8 +121,8 @@ def summary(raw: str) -> dict[str, Any]:
     samples = sum(groups.values())
     return {
         "samples": samples,
-        "share by group": {name: round(count / samples, 4) for name, count in groups.most_common()},
-        "share by function": {name: round(count / samples, 4) for name, count in leaves.most_common(30)},
+        "samples by group": dict(groups.most_common()),
+        "share by function": {name: round(count / max(1, samples), 4) for name, count in leaves.most_common(30)},
     }
 
 
