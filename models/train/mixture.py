@@ -25,7 +25,7 @@ class Skill(NamedTuple):
 
 
 SKILLS: dict[str, Skill] = {
-    "counting": Skill(counting.make, 18, 22),
+    "counting": Skill(counting.make, 18, 24),
     "spelling": Skill(words.spell, 8, 9),
     "reversing": Skill(words.reverse, 11, 10),
     "sorting": Skill(words.sort, 13, 16),

@@ -42,7 +42,7 @@ class Count(NamedTuple):
 
 def make(source: Source) -> Exchange:
     """Make a request to count."""
-    if source.drill(0.4):
+    if source.drill(0.35):
         return exchange(source, source.fresh(lambda: _hard(source), _key), source.pick(EITHER))
     return exchange(source, source.fresh(lambda: _draw(source), _key))
 
@@ -127,7 +127,7 @@ def _hard(source: Source) -> Count:
     while True:
         step = 1 if source.chance(0.5) else source.number(2, 12) if source.chance(0.6) else source.number(2, 120)
         first = source.number(0, 10 ** source.pick([2, 3, 4, 4]) - 1)
-        way = source.length(1, 30 if source.chance(0.8) else MOST_NUMBERS) * step
+        way = source.length(1, 30 if source.chance(0.7) else MOST_NUMBERS) * step
         way += source.number(0, step - 1) if source.chance(0.5) else 0
         last = first + (way if source.chance(0.5) else -way)
         if 0 <= last <= 9999 and (count := _bounded(Count(first, last, step))):

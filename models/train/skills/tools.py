@@ -82,7 +82,7 @@ def some_tools(source: Source, amount: int) -> tuple[Tool, ...]:
 def _offers(source: Source, amount: int) -> list[Offer]:
     offers: list[Offer] = []
     for entry in source.rng.sample(TOOLBOX, amount):
-        offer = _invented(source) if source.chance(0.25) else _known(source, entry)
+        offer = _invented(source) if source.chance(0.25) or source.drill(0.15) else _known(source, entry)
         if offer.name not in [other.name for other in offers]:
             offers.append(offer)
     return offers
@@ -147,6 +147,9 @@ def _invented(source: Source) -> Offer:
         [f"{verb}_{noun}", f"{verb}_{noun}", f"{noun}_{verb}", f"{verb}{noun.capitalize()}", source.made_up()]
     )
     holders = source.rng.sample(NOUNS, source.pick([0, 1, 1, 2, 2, 3]))
+    if holders and source.drill(0.2):
+        # Where the request does not name the tool, its parameters have to tell which it is.
+        name = source.made_up()
     kinds = {holder: "true|false" if (kind := source.pick(INVENTED_KINDS)) == "bool" else kind for holder in holders}
     about = f"{verb.capitalize()}s the {noun}." if source.chance(0.7) else source.phrase(2, 6).capitalize() + "."
     schema = _schema(
