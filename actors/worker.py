@@ -6,6 +6,7 @@ come. Each accepted attempt gets exactly one finish. The scheduler's death ends 
 
 import asyncio
 import contextlib
+import inspect
 import logging
 import os
 import signal
@@ -105,6 +106,12 @@ class Aborted(NamedTuple):
 def key_of(job: Job | Encode) -> str:
     """Name a piece of work: where two processors have taken on one request, for a moment, each has its own."""
     return f"{job.request}:{job.attempt}:{job.out}"
+
+
+def _has_begun(task: asyncio.Task[None]) -> bool:
+    """Whether a task has had its first turn of the loop."""
+    doing: Any = task.get_coro()
+    return inspect.getcoroutinestate(doing) != inspect.CORO_CREATED
 
 
 class Worker(Actor):
@@ -295,6 +302,10 @@ class Worker(Actor):
 
     def _stop(self, running: Running) -> None:
         """Stop an attempt, also one of which the engine does not know yet."""
+        if not running.unwanted and running.task is not None and not _has_begun(running.task):
+            # Nothing can be aborted in the engine, and this must not begin there any more.
+            running.task.cancel()
+            self.emit(running, b"", Finish("abort", 499, "aborted"))
         running.unwanted = True
         self._engine.abort(running.key)
 

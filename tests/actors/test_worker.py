@@ -1,5 +1,6 @@
 """GPU actors as processors meet them: real processes, the simulated engine, a real bus."""
 
+import asyncio
 import re
 import signal
 import uuid
@@ -11,7 +12,7 @@ import msgspec
 import pytest
 
 from messages import codec
-from messages.bus import Bus, NobodyThereError, ServiceError
+from messages.bus import Bus, NobodyThereError, ServiceError, SilentError
 from messages.lifecycle import Answer, Control, Exit, State
 from messages.work import Bootstrap, Decode, Job, Prefill, Sampling
 from tests.conftest import NatsServer, eventually
@@ -169,6 +170,37 @@ async def test_an_abort_that_is_read_before_the_work_it_means_holds(cast: Cast, 
     assert "has been aborted" in await asked_again(desk, "demo-decode-0", job, 409)
     await desk.ask("demo-decode-0", msgspec.structs.replace(job, attempt=3))
     assert (await desk.finished(job.request, 3)).reason == "length"
+
+
+@pytest.mark.parametrize("cast", [{"itl": 5.0}], indirect=True)
+async def test_an_abort_that_is_read_in_one_breath_with_the_work_it_means_holds(
+    cast: Cast, bus: Bus, desk: Desk
+) -> None:
+    """A loop that was blocked finds both, and carries out the abort before the engine has heard of the work."""
+    slot = "demo-decode-0"
+    cast.start(slot)
+    await cast.until_ready(bus, slot)
+    spin = codec.to_json(Control(fault="spin", seconds=1.5))
+    spinning = asyncio.create_task(bus.request(desk.subjects.control(slot, "fault"), spin, timeout=30))
+    with pytest.raises(SilentError):
+        while True:
+            await bus.request(desk.subjects.control(slot, "ping"), codec.to_json(Control()), timeout=0.3)
+    # With this its controls are read first, and then the work, before any of them is carried out.
+    await bus.publish(desk.subjects.control(slot, "ping"), codec.to_json(Control()))
+    jobs = [decode(desk, [4, number]) for number in range(7)]
+    subject = desk.subjects.work("demo", "decode", slot)
+    working = [asyncio.create_task(bus.request(subject, codec.to_msgpack(job), timeout=30)) for job in jobs]
+    await asyncio.sleep(0)
+    for job in jobs:
+        abort = codec.to_json(Control(request=job.request, attempt=0))
+        await bus.publish(desk.subjects.control(slot, "abort"), abort)
+    await spinning
+    for job, answer in zip(jobs, await asyncio.gather(*working, return_exceptions=True), strict=True):
+        if isinstance(answer, BaseException):
+            assert isinstance(answer, ServiceError)
+            assert "has been aborted" in answer.message
+        else:
+            assert (await desk.finished(job.request)).reason == "abort"
 
 
 @pytest.mark.parametrize("cast", [{"itl": 0.02}], indirect=True)
