@@ -154,7 +154,7 @@ def test_ways_are_kept_up_to_a_bound_and_each_is_bounded() -> None:
     assert meter.way("4") is None
     assert meter.way("5") is not None
     for attempt in range(200):
-        trail.note("refused", ["demo-decode-0#1"], "x" * 1_000, attempt)
+        trail.note("refused", ("demo-decode-0#1",), "x" * 1_000, attempt)
     told = meter.way(str(KEPT + 4))
     assert told is not None
     assert (len(told.stations), told.untold) == (STATIONS, 202 - STATIONS)
