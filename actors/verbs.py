@@ -55,7 +55,7 @@ class Handling:
                 await self._work()
                 return "at work"
             case "flush":
-                await self._engine.flush()
+                await self._settle(0.0 if in_flight else SETTLE_SECONDS)
                 return "prefix cache is empty"
             case "profile":
                 return await self._profile(asked.seconds or PROFILE_SECONDS)
@@ -88,7 +88,7 @@ class Handling:
         self._must_be("sleep", "")
         if in_flight:
             raise ServiceError(409, f"sleep: {in_flight} requests are under way")
-        await self._settle()
+        await self._settle(SETTLE_SECONDS)
         await self._rest("asleep")
         try:
             await self._engine.sleep()
@@ -97,17 +97,17 @@ class Handling:
             raise
         return "asleep; its GPU memory is free"
 
-    async def _settle(self) -> None:
-        """Wait until the engine is through with its last request: it has told us its end a moment before that.
+    async def _settle(self, seconds: float) -> None:
+        """Empty the cache, which takes an engine that is through with its last request: its end is told before that.
 
-        Raises VerbError if it is not, for whatever reason, after a while.
+        Raises VerbError if it still cannot be after so many seconds.
         """
-        deadline = time.monotonic() + SETTLE_SECONDS
+        deadline = time.monotonic() + seconds
         while True:
             try:
                 return await self._engine.flush()
             except VerbError:
-                if time.monotonic() > deadline:
+                if time.monotonic() >= deadline:
                     raise
             await asyncio.sleep(SETTLE_PAUSE)
 

@@ -76,6 +76,15 @@ async def test_it_is_given_a_moment_to_be_through_with_its_last_request() -> Non
     assert told.told == ["flush", "flush", "flush", "pause", "sleep"]
 
 
+async def test_flush_waits_for_that_moment_too_but_not_for_work() -> None:
+    told = Told(flush=2)
+    assert await handling(told).carry_out("flush", Control(), 0) == "prefix cache is empty"
+    told = Told(flush=1)
+    with pytest.raises(ServiceError, match="409.*flush: not now"):
+        await handling(told).carry_out("flush", Control(), 1)
+    assert told.told == ["flush"]
+
+
 async def test_one_that_cannot_sleep_is_at_work_again() -> None:
     told = Told(sleep=1)
     made = handling(told)
