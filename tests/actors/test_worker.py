@@ -21,12 +21,12 @@ from tests.harness import ROOT, Cast, Desk
 pytestmark = pytest.mark.nats
 
 
-def configuration(prefill: bool, **simulated: Any) -> dict[str, Any]:
+def configuration(prefill: bool, drills: str, **simulated: Any) -> dict[str, Any]:
     cast: dict[str, Any] = {"processor": {}, "decode": {"count": 2, "capacity": 8, "drain_deadline": 5.0}}
     if prefill:
         cast["prefill"] = {"count": 1, "capacity": 8}
     model = {"name": "demo", "engine": "simulated", "tokenizer": str(ROOT / "models" / "tiny"), "cast": cast}
-    return {"models": [model | {"simulated": {"ttft": 0.0, "itl": 0.0} | simulated}], "drills": "allowed"}
+    return {"models": [model | {"simulated": {"ttft": 0.0, "itl": 0.0} | simulated}], "drills": drills}
 
 
 @pytest.fixture
@@ -62,7 +62,8 @@ async def asked_again(desk: Desk, slot: str, job: Job, code: int) -> str:
 @pytest.fixture
 def cast(tmp_path: Path, nats_server: NatsServer, request: pytest.FixtureRequest) -> Any:
     arguments = dict(getattr(request, "param", {}))
-    made = Cast(tmp_path, nats_server.url, configuration(arguments.pop("prefill", False), **arguments))
+    prefill, drills = arguments.pop("prefill", False), arguments.pop("drills", "allowed")
+    made = Cast(tmp_path, nats_server.url, configuration(prefill, drills, **arguments))
     yield made
     made.stop()
 
@@ -170,6 +171,18 @@ async def test_an_abort_that_is_read_before_the_work_it_means_holds(cast: Cast, 
     assert "has been aborted" in await asked_again(desk, "demo-decode-0", job, 409)
     await desk.ask("demo-decode-0", msgspec.structs.replace(job, attempt=3))
     assert (await desk.finished(job.request, 3)).reason == "length"
+
+
+@pytest.mark.parametrize("cast", [{"drills": "refused"}], indirect=True)
+async def test_faults_are_refused_where_drills_are_not_allowed(cast: Cast, bus: Bus, desk: Desk) -> None:
+    cast.start("demo-decode-0")
+    await cast.until_ready(bus, "demo-decode-0")
+    crash = codec.to_json(Control(fault="crash"))
+    with pytest.raises(ServiceError, match="drills: allowed") as refused:
+        await bus.request(desk.subjects.control("demo-decode-0", "fault"), crash, timeout=5)
+    assert refused.value.code == 403
+    await desk.ask("demo-decode-0", job := decode(desk, [4], 4))
+    assert (await desk.finished(job.request)).reason == "length"
 
 
 @pytest.mark.parametrize("cast", [{"itl": 5.0}], indirect=True)
