@@ -10,7 +10,10 @@ error and the ends of its logs, and the next one goes on.
 import argparse
 import asyncio
 import importlib
+import importlib.metadata
 import os
+import shutil
+import subprocess
 import tempfile
 import time
 import traceback
@@ -39,10 +42,22 @@ GRACE = 45.0
 """Seconds that a part may be late before it is stopped."""
 
 
+def about() -> dict[str, Any]:
+    """The machine, its GPUs and SGLang's version."""
+    smi = shutil.which("nvidia-smi")
+    command = [smi or "true", "--query-gpu=index,name,memory.total,driver_version", "--format=csv,noheader"]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout if smi else ""
+    try:
+        version = importlib.metadata.version("sglang")
+    except importlib.metadata.PackageNotFoundError:
+        version = ""
+    return {"machine": machine(), "GPUs": said.strip().splitlines(), "SGLang": version}
+
+
 async def run_part(name: str, options: argparse.Namespace) -> bool:
     """Run one part within its budget; gives whether it went well."""
     sized = f"{name}-{options.size}" + (f"-{options.label}" if options.label else "")
-    result = Result(options.out / f"{sized}.json", {"part": name, "size": options.size, "machine": machine()})
+    result = Result(options.out / f"{sized}.json", {"part": name, "size": options.size} | about())
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="gpu-") as folder:
         context = Context(

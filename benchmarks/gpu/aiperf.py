@@ -38,10 +38,11 @@ async def measure(context: Context, result: Result) -> None:
         result.data["start s"] = round(running.seconds, 1)
         folder = context.scratch / "aiperf"
         words = command(context, running.http(MODEL), str(model["tokenizer"]), folder)
-        result.data["command"] = ["aiperf", *words]
+        result.data["command"] = ["aiperf", *(word.replace(str(context.scratch), ".") for word in words)]
         said, code = await _run(words, context.left + 30)
         result.data["exit code"] = code
-        result.data["table"] = said[-8_000:]
+        result.data["table"] = said.partition("CLI Command")[0][-12_000:]
+        result.data["said"] = said[-3_000:] if code else ""
         result.save()
         result.data |= await asyncio.to_thread(_read, folder)
         if code or result.data["figures"].get("error_request_count"):
@@ -67,6 +68,7 @@ def command(context: Context, url: str, tokenizer: str, folder: Path) -> list[st
         "extra-inputs": "ignore_eos:true",
         "output-artifact-dir": folder,
         "ui": "none",
+        "workers-max": context.pick(8, 2),
     }
     given = [word for name, value in words.items() for word in (f"--{name}", str(value))]
     flags = ["--streaming", "--use-server-token-count", "--no-server-metrics", "--no-gpu-telemetry", "--no-auto-plot"]

@@ -31,6 +31,7 @@ _COMMON: Final[dict[str, Any]] = {
     "bos_token_id": END_OF_TEXT,
     "eos_token_id": END_OF_TURN,
     "use_cache": True,
+    "transformers_version": "4.51.0",
 }
 CONFIGURATIONS: Final[dict[str, dict[str, Any]]] = {
     "0.6b": _COMMON

@@ -9,7 +9,7 @@ from benchmarks.gpu.jobs import Job
 from benchmarks.gpu.ways import Way, all_ways, model_of
 from benchmarks.rig import median, table
 
-POOL = {"0.6b": 262_144, "8b": 163_840}
+POOL = {"0.6b": 294_912, "8b": 147_456}
 """Tokens in each engine's KV pool, by size: three engines of 8 B fit an H200 with it."""
 
 START = 330.0
@@ -61,10 +61,11 @@ async def measure(context: Context, result: Result) -> None:
     if context.cuda:
         args |= {"cuda_graph_max_bs_decode": 512, "max_total_tokens": POOL[context.size], "mem_fraction_static": 0.88}
     model = model_of(context, args)
-    result.data |= {"arguments": model["args"], "runs": [], "medians": []}
+    result.data |= {"arguments": model["args"], "runs": [], "medians": [], "failures": []}
     began = time.monotonic()
     loaders = context.pick(4, 2)
-    async with all_ways(context, model, min(START, context.left - 20), loaders) as ways:
+    failures: list[str] = result.data["failures"]
+    async with all_ways(context, model, min(START, context.left - context.pick(90, 20)), loaders, failures) as ways:
         result.data["start s"] = round(time.monotonic() - began, 1)
         await _warm_up(context, ways, result)
         profiled = False
@@ -72,12 +73,16 @@ async def measure(context: Context, result: Result) -> None:
             if context.left < REST:
                 result.data["not measured from"] = f"{cell}, round {number}"
                 break
-            if number == 0 and cell.at_once != TELLING[0].at_once and not profiled and context.cuda:
+            asked = number == 0 and cell != TELLING[0] and context.cuda and "troupe nats" in ways
+            if asked and not profiled:
                 profiled = True
                 result.data["profile"] = await profile.take(context, ways["troupe nats"])
                 result.save()
             await _round(context, ways, cell, number, result)
-    print(table([_shown(each) for each in result.data["medians"]]), flush=True)
+    if result.data["medians"]:
+        print(table([_shown(each) for each in result.data["medians"]]), flush=True)
+    if failures:
+        raise RuntimeError("; ".join(failures))
 
 
 async def _warm_up(context: Context, ways: dict[str, Way], result: Result) -> None:
@@ -95,8 +100,8 @@ async def _round(context: Context, ways: dict[str, Way], cell: Cell, number: int
     """All ways once, each round beginning with another, each with prompts that none has had."""
     runs: list[dict[str, Any]] = result.data["runs"]
     names = list(ways)
-    for at in range(len(names)):
-        name = names[(at + number) % len(names)]
+    turn = number % max(1, len(names))
+    for name in names[turn:] + names[:turn]:
         job = Job(
             streams=cell.at_once,
             waves=cell.waves,
@@ -106,7 +111,12 @@ async def _round(context: Context, ways: dict[str, Way], cell: Cell, number: int
             vocabulary=context.vocabulary,
             deadline=max(20.0, min(240.0, context.left + 20)),
         )
-        seen = await ways[name].run(job, processes(cell.at_once))
+        try:
+            seen = await ways[name].run(job, processes(cell.at_once))
+        except (RuntimeError, TimeoutError, AssertionError, OSError) as error:
+            result.data["failures"].append(f"{name}, {cell}: {type(error).__name__}: {error}")
+            del ways[name]
+            continue
         runs.append({"cell": str(cell), "way": name, "round": number} | seen)
     result.data["medians"] = medians(runs)
     result.save()

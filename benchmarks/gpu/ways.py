@@ -153,22 +153,32 @@ async def _answers(process: asyncio.subprocess.Process, url: str, deadline: floa
 
 
 @contextlib.asynccontextmanager
-async def all_ways(context: Context, model: dict[str, Any], wait: float, loaders: int) -> AsyncIterator[dict[str, Way]]:
-    """Start all three at once, and give their ways by name."""
+async def all_ways(
+    context: Context, model: dict[str, Any], wait: float, loaders: int, failures: list[str]
+) -> AsyncIterator[dict[str, Way]]:
+    """Start all three at once, and give their ways by name; one that does not start goes into `failures`, and the
+    others are measured without it."""
     async with AsyncExitStack() as stack:
-        entering = [
-            asyncio.ensure_future(_enter(troupe(context, model, wait, loaders), stack)),
-            asyncio.ensure_future(_enter(bare_engine(context, model, wait), stack)),
-            asyncio.ensure_future(_enter(bare_server(context, model, wait, loaders), stack)),
-        ]
+        entering = {
+            "engine": asyncio.ensure_future(_enter(bare_engine(context, model, wait), stack)),
+            "server": asyncio.ensure_future(_enter(bare_server(context, model, wait, loaders), stack)),
+            "troupe": asyncio.ensure_future(_enter(troupe(context, model, wait, loaders), stack)),
+        }
         try:
-            of_troupe, engine, server = await asyncio.gather(*entering)
-        except BaseException:
-            for each in entering:
+            await asyncio.wait(entering.values())
+        finally:
+            for each in entering.values():
                 each.cancel()
-            await asyncio.gather(*entering, return_exceptions=True)
-            raise
-        yield {"engine": engine, "server": server} | of_troupe
+            await asyncio.gather(*entering.values(), return_exceptions=True)
+        ways: dict[str, Way] = {}
+        for name, task in entering.items():
+            if (error := task.exception()) is not None:
+                failures.append(f"{name} did not start: {type(error).__name__}: {error}"[:3_000])
+            else:
+                ways |= task.result() if name == "troupe" else {name: task.result()}
+        if not ways:
+            raise RuntimeError("; ".join(failures))
+        yield ways
 
 
 async def _enter(manager: Any, stack: AsyncExitStack) -> Any:
