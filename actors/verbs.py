@@ -4,7 +4,8 @@
     at work --sleep--> asleep --wake----> at work       only an engine with nothing to do falls asleep
 
 While it rests, what is under way stands still and what comes waits, each until its deadline; health probes wait, too,
-and nobody takes it to hang, because its heartbeats say so. A new life begins at work.
+and nobody takes it to hang, because its heartbeats say so. The same holds while a trace is recorded, except that work
+goes on. A new life begins at work.
 """
 
 import asyncio
@@ -115,5 +116,10 @@ class Handling:
         if not 0 < seconds <= PROFILE_MOST:
             raise ServiceError(400, f"profile: {seconds:g} s; more than 0 and at most {PROFILE_MOST:g} can be recorded")
         self._must_be("profile", "")
-        files = await self._engine.profile(self._folder, seconds)
+        # Writing the trace takes seconds in which the scheduler does nothing else: no reason to kill it.
+        self.resting = "profiling"
+        try:
+            files = await self._engine.profile(self._folder, seconds)
+        finally:
+            self.resting = ""
         return f"recorded {seconds:g} s into {self._folder}: {', '.join(files) or 'no file'}"

@@ -174,7 +174,7 @@ class Heartbeat(Struct, kw_only=True, omit_defaults=True):
     processor's requests whose reply subject is none that may be answered: all that is ever said of these. `probe` is
     an engine's last health probe, None before the first. `bus_dropped` counts messages that the actor was too slow for.
     `tokens` counts those that its engine has generated. `resting` says that its engine was told to do nothing:
-    "paused", or "asleep" without its GPU's memory; empty as a rule.
+    "paused", or "asleep" without its GPU's memory; or that a trace of it is recorded, "profiling". Empty as a rule.
     """
 
     slot: str

@@ -5,6 +5,7 @@ Every verb goes through the command line, and a request afterwards must be answe
 """
 
 import asyncio
+import subprocess
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 from nats.aio.msg import Msg
 
 from benchmarks.gpu.casts import DOOR, RESTART, engines, registered
-from benchmarks.gpu.cluster import Cluster, cluster
+from benchmarks.gpu.cluster import Cluster, NotReadyError, cluster
 from benchmarks.gpu.context import Context, Result
 from benchmarks.gpu.memory import Memory, watched
 from benchmarks.gpu.streams import Stream, prompts
@@ -29,7 +30,6 @@ from messages.supervise import Status
 SAVER = {"enable_memory_saver": True, "enable_weights_cpu_backup": True}
 PAUSED = 3.0
 """Seconds of a pause: twice what an engine without a step is otherwise given."""
-SLOTS = {"whole-decode-0": "whole", "apart-prefill-0": "apart", "apart-decode-0": "apart"}
 PROBE = {"idle": 2.0, "deadline": 30.0}
 
 
@@ -51,16 +51,17 @@ class Place:
     """Where the verbs are tried."""
 
     context: Context
-    result: Result
     troupe: Cluster
     client: Client
     memory: Memory
+    slots: dict[str, str]
+    """Which to try, with the model of each."""
 
     async def handle(self, slot: str, *words: str) -> str:
         """Tell a slot; what is said, be it a refusal."""
         try:
             return (await self.troupe.troupe("handle", slot, *words, wait=120)).strip()
-        except RuntimeError as error:
+        except (RuntimeError, subprocess.TimeoutExpired) as error:
             return f"refused: {error}"
 
     async def ask(self, model: str, prompt: list[int], tokens: int = 16) -> tuple[list[int], int]:
@@ -74,46 +75,60 @@ class Place:
         return got, cached
 
 
+Step = Callable[[Place], Awaitable[Any]]
+
+
 async def measure(context: Context, result: Result) -> None:
-    """Try all of it."""
+    """Try all of it, of the pair first; a sleeper that does not start takes none of that with it."""
     share = {"0.6b": 0.08, "8b": 0.25}[context.size]
     args: dict[str, Any] = {"cuda_graph_max_bs_decode": 8}
-    whole = {"processor": DOOR, "decode": engines(context, share)}
     apart = {"processor": DOOR, "prefill": engines(context, share), "decode": engines(context, share)}
+    whole = {"processor": DOOR, "decode": engines(context, share)}
     saver = SAVER if context.cuda else {}
-    models = [
-        context.model("apart", apart, args=args, probe=PROBE),
-        context.model("whole", whole, args=args | saver, probe=PROBE),
-    ]
-    config = {"models": models, "restart": RESTART}
-    async with (
-        watched(context.gpus[0]) as memory,
-        cluster(context.scratch / "verbs", config, wait=context.left - 60) as troupe,
-        Client(troupe.status.nats) as client,
-    ):
-        result.data["start s"] = troupe.seconds
-        known = await registered(troupe)
-        result.data["first lives"] = {name: [one.load_seconds, one.stages] for name, one in known.items()}
-        bus, heard, subjects = (
-            await Bus.connect(Nats(url=troupe.status.nats), name="heard", wait=5),
-            Heard(),
-            Subjects(),
-        )
-        await bus.subscribe(subjects.kvs, heard.hear)
-        await bus.subscribe(subjects.loads, heard.hear)
-        place = Place(context, result, troupe, client, memory)
-        steps: list[Callable[[Place], Awaitable[Any]]] = [_probes, _flush, _pause, _sleep, _profile]
+    slots = {"apart-prefill-0": "apart", "apart-decode-0": "apart"}
+    pair = context.model("apart", apart, args=args, probe=PROBE)
+    one = context.model("whole", whole, args=args | saver, probe=PROBE)
+    await _try(context, result, "pair", pair, slots, [_probes, _flush, _pause, _profile])
+    await _try(context, result, "whole", one, {"whole-decode-0": "whole"}, [_probes, _flush, _pause, _sleep, _profile])
+
+
+async def _try(
+    context: Context, result: Result, name: str, model: dict[str, Any], slots: dict[str, str], steps: list[Step]
+) -> None:
+    config = {"models": [model], "restart": RESTART}
+    found: dict[str, Any] = {}
+    result.data[name] = found
+    try:
+        async with (
+            watched(context.gpus[0]) as memory,
+            cluster(context.scratch / name, config, wait=min(150.0, context.left - 30)) as troupe,
+            Client(troupe.status.nats) as client,
+        ):
+            await _steps(Place(context, troupe, client, memory, slots), result, found, steps)
+    except (NotReadyError, OSError, TimeoutError) as error:
+        found["failed"] = f"{type(error).__name__}: {error}"[:8_000]
+    result.save()
+
+
+async def _steps(place: Place, result: Result, found: dict[str, Any], steps: list[Step]) -> None:
+    troupe, heard, subjects = place.troupe, Heard(), Subjects()
+    found["start s"] = troupe.seconds
+    found["first lives"] = {name: [one.load_seconds, one.stages] for name, one in (await registered(troupe)).items()}
+    bus = await Bus.connect(Nats(url=troupe.status.nats), name="heard", wait=5)
+    await bus.subscribe(subjects.kvs, heard.hear)
+    await bus.subscribe(subjects.loads, heard.hear)
+    try:
         for step in steps:
             name = step.__name__.strip("_")
             try:
-                result.data[name] = await asyncio.wait_for(step(place), max(10.0, context.left))
+                found[name] = await asyncio.wait_for(step(place), max(10.0, place.context.left))
             except Exception as error:
-                result.data[name] = f"failed: {type(error).__name__}: {error}"[:2_000]
-            result.data["heard"] = heard.counts
-            print(name, result.data[name], flush=True)
+                found[name] = f"failed: {type(error).__name__}: {error}"[:2_000]
+            found["heard"] = heard.counts
+            print(name, found[name], flush=True)
             result.save()
-        now = {name: one.generation for name, one in (await registered(troupe)).items()}
-        result.data["generations at the end"] = now
+        found["generations at the end"] = {name: one.generation for name, one in (await registered(troupe)).items()}
+    finally:
         await bus.close()
 
 
@@ -121,10 +136,10 @@ async def _probes(place: Place) -> dict[str, Any]:
     """Wait until a health probe of each slot has been answered."""
     found: dict[str, Any] = {}
     deadline = time.monotonic() + 30
-    while len(found) < len(SLOTS) and time.monotonic() < deadline:
+    while len(found) < len(place.slots) and time.monotonic() < deadline:
         status = codec.from_json((await place.troupe.troupe("status", "--json")).encode(), Status)
         for slot in status.slots:
-            if slot.slot in SLOTS and slot.probe is not None:
+            if slot.slot in place.slots and slot.probe is not None:
                 found[slot.slot] = {"result": slot.probe.result, "seconds": slot.probe.seconds}
         await asyncio.sleep(0.5)
     return found
@@ -133,7 +148,7 @@ async def _probes(place: Place) -> dict[str, Any]:
 async def _flush(place: Place) -> dict[str, Any]:
     """A prompt that is in the prefix cache is not any more."""
     found = {}
-    for number, (slot, model) in enumerate(SLOTS.items()):
+    for number, (slot, model) in enumerate(place.slots.items()):
         [prompt] = prompts(40 + number, 1, 200, 200, place.context.vocabulary)
         first, _ = await place.ask(model, prompt)
         again, cached = await place.ask(model, prompt)
@@ -147,7 +162,7 @@ async def _flush(place: Place) -> dict[str, Any]:
 async def _pause(place: Place) -> dict[str, Any]:
     """A stream stands still and goes on; a request that comes meanwhile waits."""
     found = {}
-    for number, (slot, model) in enumerate(SLOTS.items()):
+    for number, (slot, model) in enumerate(place.slots.items()):
         tokens = 1_500 if place.context.cuda else 150
         [prompt, other] = prompts(60 + number, 2, 100, 100, place.context.vocabulary)
         expected, _ = await place.ask(model, other)
@@ -210,7 +225,7 @@ async def _sleep(place: Place) -> dict[str, Any]:
 async def _profile(place: Place) -> dict[str, Any]:
     """A trace is recorded while something is generated."""
     found = {}
-    for number, (slot, model) in enumerate(SLOTS.items()):
+    for number, (slot, model) in enumerate(place.slots.items()):
         [prompt] = prompts(90 + number, 1, 200, 200, place.context.vocabulary)
         recording = asyncio.create_task(place.handle(slot, "profile", "--seconds", "2"))
         while not recording.done():
