@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def train(plan: Plan, device: str, folder: Path, seed: str, *, smoke: bool) -> None:
-    """Train and write `folder`. Each point of the learning curve is printed and written as soon as it is known."""
+    """Train. At each point of the learning curve it is printed and `folder` written: a run cut short leaves a model."""
     import torch
 
     from models.train import batches, curve, export, tokenizer
@@ -81,6 +81,8 @@ def train(plan: Plan, device: str, folder: Path, seed: str, *, smoke: bool) -> N
         points.append(point)
         with log.open("a", encoding="utf-8") as file:
             file.write(point.line() + "\n")
+        export.write(model, words, folder)
+        (folder / "learning-curve.svg").write_text(curve.draw(points), encoding="utf-8")
         worst = min(point.accuracy, key=point.accuracy.__getitem__)
         mean = sum(point.accuracy.values()) / len(point.accuracy)
         shares = f"right {mean:.3f}, worst {worst} {point.accuracy[worst]:.3f}"
@@ -88,8 +90,6 @@ def train(plan: Plan, device: str, folder: Path, seed: str, *, smoke: bool) -> N
 
     made = batches.training_batches(words, seed, plan.batch, plan.steps, processes)
     trainer.train(made, plan.steps, held_out, plan.every, report)
-    export.write(model, words, folder)
-    (folder / "learning-curve.svg").write_text(curve.draw(points), encoding="utf-8")
     print(json.dumps(points[-1].accuracy, indent=2))
     print(f"{folder} written after {time.monotonic() - began:.1f} s", flush=True)
 
