@@ -135,7 +135,11 @@ def record_of(process: Process, argv: list[str]) -> ProcessRecord:
 
 
 def kill_session(session: int) -> list[int]:
-    """Send SIGKILL to every living member of a session but its leader; return their pids."""
+    """Send SIGKILL to every living member of a session but its leader; return their pids.
+
+    One whose first thread is a zombie lives as long as it has others: the last of them closes its files, and only then
+    has a GPU its memory back.
+    """
     found = []
     for name in os.listdir("/proc"):
         if not name.isdigit() or int(name) == session:
@@ -144,10 +148,16 @@ def kill_session(session: int) -> list[int]:
             if os.getsid(int(name)) != session:
                 continue
             member = procfs.process(int(name))
-            if member is not None and member.state not in DEAD:
+            if member is not None and (member.state not in DEAD or _has_threads(int(name))):
                 os.kill(int(name), signal.SIGKILL)
                 found.append(int(name))
     return found
+
+
+def _has_threads(pid: int) -> bool:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return len(os.listdir(f"/proc/{pid}/task")) > 1
+    return False
 
 
 async def end(process: Process, seconds: float) -> None:
