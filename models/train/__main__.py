@@ -21,7 +21,7 @@ class Plan(NamedTuple):
     """Conversations that the tokenizer is trained on."""
 
 
-FULL = Plan(steps=19_000, batch=65_536, tests=128, every=400, words=20_000)
+FULL = Plan(steps=22_000, batch=65_536, tests=128, every=400, words=20_000)
 SMOKE = Plan(steps=8, batch=4096, tests=1, every=3, words=2_000)
 
 
