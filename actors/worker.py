@@ -12,10 +12,9 @@ import os
 import signal
 import time
 from abc import abstractmethod
-from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import Any, ClassVar, Final
 
 import msgspec
 from msgspec import Struct
@@ -38,6 +37,7 @@ from actors.engines.engine import (
 )
 from actors.engines.tongue import speak
 from actors.outbox import Outbox
+from actors.past import Past, aborted
 from actors.probing import Prober
 from actors.setup import Setup
 from actors.verbs import VERBS, Handling
@@ -51,10 +51,6 @@ from messages.work import Accept, Decode, Encode, Job, Prefill, Work
 log = logging.getLogger("troupe.worker")
 
 ACK_GRACE: Final = 15.0
-REMEMBERED: Final = 5.0
-"""Seconds for which an abort that found nothing is remembered: the work that it means may still stand in the queue, for
-each subscription has its own, and one that is blocked for a while reads them in any order."""
-MOST_REMEMBERED: Final = 4_096
 WARM_UP_SECONDS: Final = 600.0
 
 
@@ -78,12 +74,14 @@ class Running:
         "task",
         "timer",
         "unwanted",
+        "words",
     )
 
-    def __init__(self, job: Job | Encode, accept: bytes) -> None:
+    def __init__(self, job: Job | Encode, accept: bytes, words: int) -> None:
         self.job = job
         self.key = key_of(job)
         self.accept = accept
+        self.words = words
         self.began = time.monotonic()
         self.sent = 0
         self.finished = False
@@ -93,14 +91,6 @@ class Running:
         self.unwanted = False
         self.task: asyncio.Task[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
-
-
-class Aborted(NamedTuple):
-    """An abort that found nothing: of the attempts up to this one, of one processor or (if empty) of all, and when."""
-
-    attempt: int
-    out: str
-    at: float
 
 
 def key_of(job: Job | Encode) -> str:
@@ -126,7 +116,7 @@ class Worker(Actor):
         self._info: EngineInfo
         self._outbox: Outbox
         self._running: dict[str, Running] = {}
-        self._too_early: OrderedDict[str, Aborted] = OrderedDict()
+        self._past = Past()
         self._subscriptions: list[Subscription] = []
         self._idle: asyncio.Event
         self._leaving = False
@@ -216,7 +206,7 @@ class Worker(Actor):
         """Decode, check, accept, start a task, return: the subscription runs one callback at a time."""
         try:
             job: Job | Encode = codec.msgpack_decoder(Work).decode(msg.data)
-            accept = self._accept(job)
+            accept = self._accept(job, hash(msg.data))
         except msgspec.DecodeError as error:
             await respond(self.bus, msg, b"", error_headers(400, f"not work: {error}"))
         except ServiceError as error:
@@ -224,24 +214,29 @@ class Worker(Actor):
         else:
             await respond(self.bus, msg, accept)
 
-    def _accept(self, job: Job | Encode) -> bytes:
-        """Take an attempt, or raise ServiceError saying why not. Asked again for the same one, say the same again."""
+    def _accept(self, job: Job | Encode, words: int) -> bytes:
+        """Take an attempt, or raise ServiceError saying why not. Asked again for the same one, say the same again.
+
+        `words` stands for the message that asks, byte for byte.
+        """
         if type(job) is not self.kind:
             raise ServiceError(400, f"{self.slot} does {self.role}, not {type(job).__name__.lower()}")
         if job.generation and job.generation != self.generation:
             raise ServiceError(409, f"this is {short(self.slot, self.generation)}, not #{job.generation}")
         key = key_of(job)
         if (known := self._running.get(key)) is not None:
+            if known.unwanted:
+                raise aborted(job)
             return known.accept
+        if (answer := self._past.answer(job, key, words)) is not None:
+            return answer
         if self.state is not State.READY:
             raise ServiceError(503, f"{self.slot} is {self.state}")
-        if self._is_aborted(job):
-            raise ServiceError(409, f"attempt {job.attempt} of request {job.request} has been aborted")
         if len(self._running) >= self._capacity:
             raise ServiceError(429, f"{self.slot} is full: {self._capacity} requests")
         if job.ttl <= 0:
             raise ServiceError(408, "the deadline has passed")
-        self._start(job, self.work(job, key))
+        self._start(job, self.work(job, key), words)
         return self._running[key].accept
 
     def work(self, job: Job | Encode, key: str) -> Doing:
@@ -260,9 +255,9 @@ class Worker(Actor):
             raise ServiceError(400, why)
         return partial(self._engine.generate, asked)
 
-    def _start(self, job: Job | Encode, work: Doing) -> None:
+    def _start(self, job: Job | Encode, work: Doing, words: int) -> None:
         accept = codec.to_msgpack(Accept(request=job.request, attempt=job.attempt, by=self.incarnation))
-        running = Running(job, accept)
+        running = Running(job, accept, words)
         self._running[running.key] = running
         self._idle.clear()
         self._prober.work_came()
@@ -312,6 +307,7 @@ class Worker(Actor):
     def _on_done(self, running: Running, task: asyncio.Task[None]) -> None:
         """See to it that each accepted attempt has had its finish, and that no failure stays unnoticed."""
         del self._running[running.key]
+        self._past.end(running.key, running.words, None if running.unwanted else running.accept)
         if running.timer is not None:
             running.timer.cancel()
         error = None if task.cancelled() else task.exception()
@@ -359,18 +355,9 @@ class Worker(Actor):
         ]
         for running in hit:
             self._stop(running)
-        if not hit and asked.attempt is not None:
-            self._too_early[asked.request] = Aborted(asked.attempt, asked.out, time.monotonic())
-            if len(self._too_early) > MOST_REMEMBERED:
-                self._too_early.popitem(last=False)
+        if not hit:
+            self._past.abort(asked)
         return f"{len(hit)} aborted"
-
-    def _is_aborted(self, job: Job | Encode) -> bool:
-        """Whether an attempt was aborted before it was read."""
-        aborted = self._too_early.get(job.request)
-        if aborted is None or time.monotonic() - aborted.at > REMEMBERED:
-            return False
-        return job.attempt <= aborted.attempt and aborted.out in ("", job.out)
 
     def _fault(self, asked: Control) -> str:
         try:

@@ -1,7 +1,8 @@
 """Short questions over NATS, each answered by a call-back: hundreds under way cost one subscription and one timer.
 
 A question that is not answered in time fails. While NATS is away none does: when it is back, those that are open are
-asked again, because nobody can know whether they arrived. So whoever is asked must bear being asked twice.
+asked again, because nobody can know whether they arrived. So whoever is asked must bear being asked twice. What comes
+back to the first time of asking counts no more: it may say that nobody was there, and the second time be heard.
 """
 
 import asyncio
@@ -33,7 +34,7 @@ class Asks:
         self._seconds = seconds
         self._inbox = bus.inbox()
         self._count = 0
-        self._open: dict[str, tuple[str, bytes, Then]] = {}
+        self._open: dict[str, tuple[str, bytes, Then, bool]] = {}
         self._due: deque[tuple[float, str]] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -44,22 +45,27 @@ class Asks:
 
     def ask(self, subject: str, payload: bytes, then: Then) -> None:
         """Ask, and call `then` with what comes of it."""
-        self._count += 1
-        key = str(self._count)
-        self._open[key] = (subject, payload, then)
-        self._post.send(subject, payload, reply=f"{self._inbox}.{key}")
-        self._due.append((asyncio.get_running_loop().time() + self._seconds, key))
+        self._ask(subject, payload, then, again=False)
         if self._timer is None:
             self._set_timer()
+
+    def _ask(self, subject: str, payload: bytes, then: Then, *, again: bool) -> None:
+        self._count += 1
+        key = str(self._count)
+        self._open[key] = (subject, payload, then, again)
+        self._post.send(subject, payload, reply=f"{self._inbox}.{key}")
+        self._due.append((asyncio.get_running_loop().time() + self._seconds, key))
 
     async def _on_answer(self, msg: Msg) -> None:
         asked = self._open.pop(last_token(msg.subject), None)
         if asked is None:
             return
-        subject, _, then = asked
+        subject, _, then, again = asked
         headers = msg.headers
         if headers is None:
             self._tell(then, msg.data)
+        elif headers.get("Status") == "503" and again:
+            self._tell(then, SilentError(f"nobody listens on {subject} now, who may have heard it before NATS went"))
         elif headers.get("Status") == "503":
             self._tell(then, NobodyThereError(f"nobody listens on {subject}"))
         elif code := headers.get("Nats-Service-Error-Code"):
@@ -90,10 +96,10 @@ class Asks:
             self._set_timer()
 
     def _ask_again(self) -> None:
-        due = asyncio.get_running_loop().time() + self._seconds
-        self._due = deque((due, key) for key in self._open)
-        for key, (subject, payload, _) in self._open.items():
-            self._post.send(subject, payload, reply=f"{self._inbox}.{key}")
+        asked, self._open = self._open, {}
+        self._due.clear()
+        for subject, payload, then, _ in asked.values():
+            self._ask(subject, payload, then, again=True)
         if self._timer is not None:
             self._timer.cancel()
         self._set_timer()

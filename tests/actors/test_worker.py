@@ -173,6 +173,44 @@ async def test_an_abort_that_is_read_before_the_work_it_means_holds(cast: Cast, 
     assert (await desk.finished(job.request, 3)).reason == "length"
 
 
+@pytest.mark.parametrize("cast", [{"itl": 5.0}], indirect=True)
+async def test_work_that_was_accepted_and_aborted_is_refused_when_it_is_asked_again(
+    cast: Cast, bus: Bus, desk: Desk
+) -> None:
+    """A processor that was cut off asks again; of the abort's answer it knows, so nobody would abort that once more."""
+    cast.start("demo-decode-0")
+    await cast.until_ready(bus, "demo-decode-0")
+    job = decode(desk, [4, 5], 20)
+    await desk.ask("demo-decode-0", job)
+    abort = codec.to_json(Control(request=job.request, attempt=0, out=desk.name))
+    answer = await bus.request(desk.subjects.control("demo-decode-0", "abort"), abort, timeout=5)
+    assert codec.from_json(answer.data, Answer).message == "1 aborted"
+    assert "has been aborted" in await asked_again(desk, "demo-decode-0", job, 409), "at once"
+    assert (await desk.finished(job.request)).reason == "abort"
+    assert "has been aborted" in await asked_again(desk, "demo-decode-0", job, 409), "and when it is over"
+    await desk.ask("demo-decode-0", msgspec.structs.replace(job, ttl=29.0))
+
+
+@pytest.mark.parametrize("cast", [{"prefill": True}], indirect=True)
+async def test_work_that_is_done_is_not_done_again_when_it_is_asked_again(cast: Cast, bus: Bus, desk: Desk) -> None:
+    """Else it would wait for prefill, which has gone on, until the request's deadline; and a drain would with it."""
+    draining = cast.start("demo-decode-0")
+    cast.start("demo-prefill-0")
+    ready = await cast.until_ready(bus, "demo-prefill-0", "demo-decode-0")
+    address = ready["demo-prefill-0"].bootstrap
+    assert address is not None
+    room = Bootstrap(host=address[0], port=address[1], room=9)
+    job = decode(desk, [1, 2, 3], 8, bootstrap=room)
+    ahead = prefill(desk, [1, 2, 3], 8, request=job.request, bootstrap=room)
+    accept = await desk.ask("demo-decode-0", job)
+    await desk.ask("demo-prefill-0", ahead)
+    assert (await desk.finished(job.request)).reason == "length"
+    assert await desk.ask("demo-decode-0", job) == accept
+    draining.send_signal(signal.SIGTERM)
+    assert await asyncio.to_thread(draining.wait, 30) == 0, "drained, not given up at its deadline of 5 s"
+    assert len(desk.finishes[f"{job.request}:0"]) == 1
+
+
 @pytest.mark.parametrize("cast", [{"drills": "refused"}], indirect=True)
 async def test_faults_are_refused_where_drills_are_not_allowed(cast: Cast, bus: Bus, desk: Desk) -> None:
     cast.start("demo-decode-0")

@@ -114,6 +114,11 @@ class Gpu:
             await subscription.unsubscribe()
         await self.bus.flush()
 
+    async def take_no_work(self) -> None:
+        """Listen to controls alone, as one that drains."""
+        await self._subscriptions.pop(0).unsubscribe()
+        await self.bus.flush()
+
     async def die(self) -> None:
         """Go, and have the registration taken away, as a supervisor does when it sees a process end."""
         await self.deafen()
@@ -139,6 +144,10 @@ class Gpu:
         elif said:
             await self.bus.publish(msg.reply, b"", headers=error_headers(said, f"{self.slot} says {said}"))
         self.work.put_nowait(job)
+
+    def reply_to(self, job: Job) -> str:
+        """Where the answer goes to the last message that asked for this attempt."""
+        return self._replies[f"{job.request}:{job.attempt}"]
 
     async def accept_late(self, job: Job) -> None:
         """Accept work, at once or only now."""

@@ -2,6 +2,7 @@
 
 import pytest
 
+from messages.bus import error_headers
 from messages.submit import Done, Error
 from tests.conftest import NatsServer, eventually
 from tests.processor.stage import Stage, accept, refuse, silent
@@ -99,4 +100,44 @@ async def test_what_nobody_answered_is_asked_again_when_nats_is_back(stage: Stag
     again = await decode.got()
     assert (again.request, again.attempt) == (first.request, first.attempt)
     await decode.emit(again, [5], "stop")
+    assert isinstance(await talk.last(), Done)
+
+
+async def test_what_is_answered_to_the_first_time_of_asking_counts_no_more_when_it_was_asked_again(
+    stage: Stage, nats_server: NatsServer
+) -> None:
+    """A seat that is back after us refuses, or is not there, the first time, and works on what it hears the second."""
+    decode = await stage.gpu("decode", act=silent)
+    stage.service.asks._seconds = 60.0
+    talk = await stage.generate([1], max_tokens=3)
+    first = await decode.got()
+    reply = decode.reply_to(first)
+    nats_server.stop()
+    nats_server.start()
+    again = await decode.got()
+    await stage.bus.publish(reply, b"", headers=error_headers(429, "full"))
+    await decode.accept_late(again)
+    await decode.emit(again, [5], "stop")
+    done = await talk.last()
+    assert isinstance(done, Done)
+    assert done.attempt == first.attempt, "it has not gone on elsewhere"
+
+
+async def test_who_is_not_there_when_asked_again_is_told_to_abort_what_it_may_have_heard(
+    stage: Stage, nats_server: NatsServer
+) -> None:
+    """One that drains hears no more work, and waits for what it has taken on."""
+    draining = await stage.gpu("decode", act=silent)
+    stage.service.asks._seconds = 60.0
+    talk = await stage.generate([1], max_tokens=3)
+    first = await draining.got()
+    await draining.take_no_work()
+    nats_server.stop()
+    nats_server.start()
+    abort = await draining.aborted()
+    assert (abort.request, abort.attempt) == (first.request, first.attempt)
+    other = await stage.gpu("decode", 1)
+    elsewhere = await other.got()
+    assert elsewhere.attempt > first.attempt
+    await other.emit(elsewhere, [5], "stop")
     assert isinstance(await talk.last(), Done)
