@@ -10,7 +10,8 @@ from typing import Any, Final
 
 from actors.engines.engine import VerbError
 
-FLUSH_SECONDS: Final = 10.0
+TOLD_SECONDS: Final = 10.0
+"""Seconds for what the scheduler does between two steps."""
 MEMORY_SECONDS: Final = 60.0
 """Seconds for copying weights to the host or back: 60 GB in a second and a half where the memory is pinned."""
 TRACE_SECONDS: Final = 60.0
@@ -28,17 +29,17 @@ class SglangVerbs:
         """Stop between two steps, every stream where it is."""
         from sglang.srt.managers.io_struct import PauseGenerationReqInput
 
-        await self._manager.pause_generation(PauseGenerationReqInput(mode="in_place"))
+        await _within(TOLD_SECONDS, self._manager.pause_generation(PauseGenerationReqInput(mode="in_place")))
 
     async def resume(self) -> None:
         """Go on."""
         from sglang.srt.managers.io_struct import ContinueGenerationReqInput
 
-        await self._manager.continue_generation(ContinueGenerationReqInput())
+        await _within(TOLD_SECONDS, self._manager.continue_generation(ContinueGenerationReqInput()))
 
     async def flush(self) -> None:
         """Empty the prefix cache; SGLang does it only while it has nothing to do."""
-        said = await _within(FLUSH_SECONDS, self._manager.flush_cache())
+        said = await _within(TOLD_SECONDS, self._manager.flush_cache())
         if not said.success:
             raise VerbError("SGLang empties its cache only while it has nothing to do; it is busy")
 
