@@ -63,7 +63,8 @@ class Prober:
             if self._awake >= self._config.deadline and not self._silent:
                 self._silent = True
                 self._failures += 1
-                self._note("silent", self._awake, f"no answer from DP rank {self._rank} within {self._awake:.1f} s")
+                within = f"{self._config.deadline:g} s"
+                self._note("silent", self._awake, f"no answer from DP rank {self._rank} within {within}")
         else:
             self._idle += passed
             if self._idle >= (min(AGAIN, self._config.idle) if self._failures else self._config.idle):

@@ -164,10 +164,10 @@ def killed(folder: Path) -> str:
 
 def probe(folder: Path) -> str:
     made = simulated()
-    made["models"][0]["probe"] = {"idle": 0.5, "deadline": 1.0}
+    made["models"][0]["probe"] = {"idle": 0.5, "deadline": 2.0}
     with up(folder, made) as cluster:
         asyncio.run(_fault(cluster, "demo-decode-0", "hang"))
-        cluster.log.until("demo-decode-0#2 ready", 20)
+        cluster.log.until("demo-decode-0#2 ready", 40)
         return shown(cluster)
 
 
@@ -176,7 +176,7 @@ async def _fault(cluster: Cluster, slot: str, fault: str) -> None:
     assert record is not None
     bus = await Bus.connect(record.nats, name="test", wait=5)
     asked = codec.to_json(Control(fault=fault, seconds=60))
-    await bus.request(Subjects(record.cluster).control(slot, "fault"), asked, timeout=3)
+    await bus.request(Subjects(record.cluster).control(slot, "fault"), asked, timeout=15)
     await bus.close()
 
 
