@@ -22,6 +22,8 @@ OUTSIDE = "without the GIL: polls, system calls of libuv and ZMQ"
 GROUPS = (
     ("sglang/srt/managers/tokenizer_manager", "SGLang: tokenizer manager"),
     ("sglang/", "SGLang: the rest"),
+    ("(tokenizer_manager.py", "SGLang: tokenizer manager"),
+    ("(req_time_stats.py", "SGLang: the rest"),
     ("zmq/", "ZMQ"),
     ("actors/engines/", "Troupe: engine's adapter"),
     ("actors/outbox", "Troupe: outbox"),
@@ -35,7 +37,10 @@ GROUPS = (
     ("prometheus_client", "prometheus_client"),
     ("threading.py", "threads"),
 )
-"""What a frame belongs to, by a part of its file's path; the innermost frame that belongs to one counts."""
+"""What a frame belongs to, by a part of its file's path; the innermost frame that belongs to one counts.
+
+py-spy writes a file as the path in its package, and SGLang's folders without an `__init__.py` are none: hence two names.
+"""
 
 
 async def measure(context: Context, result: Result) -> None:
