@@ -39,7 +39,7 @@ GROUPS = (
 )
 """What a frame belongs to, by a part of its file's path; the innermost frame that belongs to one counts.
 
-py-spy writes a file as the path in its package, and SGLang's folders without an `__init__.py` are none: hence two names.
+py-spy writes a file as the path in its package, and SGLang's folders without an `__init__.py` are none.
 """
 
 
