@@ -21,7 +21,7 @@ def test_every_fault_is_in_a_drill_and_every_drill_says_what_it_expects() -> Non
     assert used == set(FAULTS)
     assert all(drill.what and drill.hypothesis for drill in found.drills.values())
     assert found.drills["control"].apart
-    assert found.objectives_of("stop", "simulated").gap == 3
+    assert found.objectives_of("stop", "simulated").gap == 2
     assert found.objectives_of("stop", "sglang").gap == 25
     assert found.load_of("kill", plan.read_load("clients=3,requests=7")).clients == 3
 
