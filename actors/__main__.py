@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 import uvloop
-from setproctitle import setproctitle
+from setproctitle import getproctitle, setproctitle
 
 from actors import claiming
 from actors.actor import Actor
@@ -28,6 +28,8 @@ CLAIM_SLACK = 10.0
 
 def main(argv: list[str] | None = None) -> int:
     """Live one actor's life; return its exit code (`messages.lifecycle.Exit`)."""
+    # The place of the title is found by what the environment was at the start: imports, and what is forked, change it.
+    getproctitle()
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] == ["prefork"]:
         from actors.prefork import main as prefork
