@@ -178,52 +178,24 @@ class Dispatcher:
                 self._prefilled(job, prefill, item, item.finish)
 
     def _decoded(self, job: Job, leg: Leg, item: Item) -> None:
-        finish = item.finish
+        """Take in what decode has made; this runs once a stream and frame."""
+        finish, tokens = item.finish, job.tokens
         leg.accepted = True
         if job.held is not None:
             return
-        if item.logprobs is not None and not item.tokens:
-            self._rank_prompt(job, item)
-        if item.tokens or item.said is not None:
-            ids = codec.unpack_tokens(item.tokens)
-            ranked = None
-            if job.asked.names is not None:
-                if (ranked := _ranked(item, len(ids))) is None:
-                    where = str(leg.seat)
-                    self._journal.end(job, job.error(500, f"{where} gave no log-probabilities with its tokens"))
-                    return
-            again, before = job.redone < job.anew, len(job.tokens)
-            have = job.redone if again else before - job.base
-            if item.position > have:
-                log.warning("request %s: tokens %d to %d are missing", job.id, have, item.position - 1)
-                self.again(job)
-                return
-            if item.position < have:
-                ids = ids[have - item.position :]
-                ranked = ranked and ranked[have - item.position :]
-            if again:
-                ends = finish is not None and finish.reason in ("stop", "length")
-                if (known := job.compare(ids, ends=ends)) < 0:
-                    self._differs(job, leg)
-                    return
-                ids, ranked = ids[known:], ranked and ranked[known:]
-            if again and not ids:
-                pass
-            elif job.asked.chat is None:
-                job.receive(ids, finish, ranked)
-            elif item.said is None:
-                where = str(leg.seat)
-                self._journal.end(job, job.error(500, f"{where} gave no text with its tokens"))
-                return
-            elif item.position >= have:
-                job.hear(ids, item.said)
-            if (new := len(job.tokens) - before) > 0:
-                job.heard = job.trail.heard(new, job.heard)
-            if job.stopped:
-                if finish is not None:
-                    self._release(job, leg)
-                self._well(job, "stop")
-                return
+        before = len(tokens)
+        if job.plain and item.position == before - job.base:
+            if item.tokens:
+                job.receive(codec.unpack_tokens(item.tokens), finish)
+        elif not self._took(job, leg, item):
+            return
+        if (new := len(tokens) - before) > 0:
+            job.heard = job.trail.heard(new, job.heard)
+        if job.may_stop and job.stopped:
+            if finish is not None:
+                self._release(job, leg)
+            self._well(job, "stop")
+            return
         if finish is None:
             job.sink.grown(job)
             return
@@ -237,6 +209,44 @@ class Dispatcher:
             self._well(job, "stop" if finish.reason == "stop" else "length")
         else:
             self._failed(job, leg, finish)
+
+    def _took(self, job: Job, leg: Leg, item: Item) -> bool:
+        """Take in tokens with log-probabilities or text beside them, again, or not in their place; False ends that."""
+        if item.logprobs is not None and not item.tokens:
+            self._rank_prompt(job, item)
+        if not item.tokens and item.said is None:
+            return True
+        ids = codec.unpack_tokens(item.tokens)
+        ranked = None
+        if job.asked.names is not None:
+            if (ranked := _ranked(item, len(ids))) is None:
+                self._journal.end(job, job.error(500, f"{leg.seat} gave no log-probabilities with its tokens"))
+                return False
+        again = job.redone < job.anew
+        have = job.redone if again else len(job.tokens) - job.base
+        if item.position > have:
+            log.warning("request %s: tokens %d to %d are missing", job.id, have, item.position - 1)
+            self.again(job)
+            return False
+        if item.position < have:
+            ids = ids[have - item.position :]
+            ranked = ranked and ranked[have - item.position :]
+        if again:
+            ends = item.finish is not None and item.finish.reason in ("stop", "length")
+            if (known := job.compare(ids, ends=ends)) < 0:
+                self._differs(job, leg)
+                return False
+            ids, ranked = ids[known:], ranked and ranked[known:]
+        if again and not ids:
+            return True
+        if job.asked.chat is None:
+            job.receive(ids, item.finish, ranked)
+        elif item.said is None:
+            self._journal.end(job, job.error(500, f"{leg.seat} gave no text with its tokens"))
+            return False
+        elif item.position >= have:
+            job.hear(ids, item.said)
+        return True
 
     def _differs(self, job: Job, leg: Leg) -> None:
         """End a job whose tokens, generated anew, are not those that its client has."""

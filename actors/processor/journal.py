@@ -141,7 +141,8 @@ class Job:
     submission began. `base` is the number of tokens that the attempt has in its prompt; one that is generated anew has
     none there, and must say the first `anew` again, of which `redone` have come. While it is `awaiting` the
     log-probabilities of its prompt, nothing is given to the client; `held` is how it has ended meanwhile. `trail` is
-    the request's, and `heard` when tokens came last, as the trail has it.
+    the request's, and `heard` when tokens came last, as the trail has it. Most jobs are `plain`: their tokens come with
+    nothing beside them, and were never there before. `may_stop` says whether `stopped` can ever be.
     """
 
     __slots__ = (
@@ -161,8 +162,10 @@ class Job:
         "id",
         "last",
         "logprobs",
+        "may_stop",
         "over",
         "packed",
+        "plain",
         "prefill",
         "prompt_tokens",
         "reasoning",
@@ -192,6 +195,8 @@ class Job:
         self.tokens: list[int] = list(asked.received)
         self.sent = len(self.tokens)
         self.base = self.anew = self.redone = 0
+        self.plain = False
+        self.may_stop = asked.one_call or (asked.output is not None and asked.output.watched)
         self.begin_attempt()
         self.text = asked.echo
         self.reasoning = ""
@@ -216,6 +221,9 @@ class Job:
         there = len(self.tokens)
         self.base, self.anew = (0, there) if begins_anew(self.asked.sampling) else (there, 0)
         self.redone = 0
+        asked = self.asked
+        beside = asked.names is not None or asked.chat is not None or asked.sampling.prompt_logprobs
+        self.plain = not self.anew and not beside
 
     def compare(self, ids: list[int], *, ends: bool) -> int:
         """Compare the next tokens of an attempt that is generated anew with what there was before.

@@ -45,15 +45,15 @@ class Spread:
 
 
 class Counted:
-    """What has been counted of one kind of requests."""
+    """What has been counted of one kind of requests; `first_tokens` are those of answers' begins, the rest is in `itl`."""
 
     __slots__ = (
         "admitted",
         "cancelled",
-        "completion_tokens",
         "e2e",
         "failed",
         "finished",
+        "first_tokens",
         "itl",
         "left",
         "migrated",
@@ -64,7 +64,7 @@ class Counted:
 
     def __init__(self) -> None:
         self.admitted = self.finished = self.cancelled = self.left = self.migrated = 0
-        self.prompt_tokens = self.completion_tokens = 0
+        self.prompt_tokens = self.first_tokens = 0
         self.failed: dict[int, int] = {}
         self.ttft, self.itl = Spread("ttft"), Spread("itl")
         self.queue_wait, self.e2e = Spread("queue_wait"), Spread("e2e")
@@ -79,7 +79,7 @@ class Counted:
             left=self.left,
             migrated=self.migrated,
             prompt_tokens=self.prompt_tokens,
-            completion_tokens=self.completion_tokens,
+            completion_tokens=self.first_tokens + sum(self.itl.counts),
             ttft=self.ttft.told(),
             itl=self.itl.told(),
             queue_wait=self.queue_wait.told(),
@@ -104,8 +104,8 @@ class Noted(Struct, gc=False):
 class Trail:
     """The way of one request, all of its choices together."""
 
-    __slots__ = ("_arrived", "_counted", "_first", "_placed", "attempt", "code", "kind", "prompt_tokens", "request",
-                 "stations", "tokens", "untold")  # fmt: skip
+    __slots__ = ("_arrived", "_counted", "_first", "_itl", "_placed", "attempt", "code", "kind", "prompt_tokens",
+                 "request", "stations", "tokens", "untold")  # fmt: skip
 
     def __init__(
         self, request: str, kind: str, counted: Counted, at: float, arrived: float, prompt_tokens: int
@@ -119,6 +119,7 @@ class Trail:
         self.stations = [Noted(at, "submitted")]
         self.untold = 0
         self._counted = counted
+        self._itl = counted.itl
         self._arrived = arrived
         self._placed = self._first = False
 
@@ -148,17 +149,17 @@ class Trail:
         Returns the time to call with the next time. This runs once a stream and frame.
         """
         now = monotonic()
-        counted = self._counted
-        counted.completion_tokens += count
         self.tokens += count
         if last:
-            itl = counted.itl
-            itl.counts[bisect_left(itl.bounds, (now - last) / count)] += count
-            itl.sum += now - last
-        elif not self._first:
-            self._first = True
-            counted.ttft.add(now - self._arrived)
-            self.note("first_token", attempt=self.attempt)
+            itl, gap = self._itl, now - last
+            itl.counts[bisect_left(itl.bounds, gap / count)] += count
+            itl.sum += gap
+        else:
+            self._counted.first_tokens += count
+            if not self._first:
+                self._first = True
+                self._counted.ttft.add(now - self._arrived)
+                self.note("first_token", attempt=self.attempt)
         return now
 
     def over(self, last: Done | Error | None) -> None:

@@ -28,6 +28,11 @@ class Output:
         self._matcher = StopMatcher(stops) if stops else None
         self.stopped = False
 
+    @property
+    def watched(self) -> bool:
+        """Whether there are stop strings to look for."""
+        return self._matcher is not None
+
     def push(self, ids: list[int]) -> tuple[int, str]:
         """Take the next ids; return how many of them count, and the text that is certain now.
 
