@@ -9,6 +9,7 @@ import time
 from asyncio import to_thread
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -30,7 +31,7 @@ def configuration(name: str) -> str:
     return msgspec.yaml.encode(msgspec.yaml.decode(text) | more).decode()
 
 
-def running(folder: Path, text: str, seconds: float = 15.0) -> Iterator[Cluster]:
+def running(folder: Path, text: dict[str, Any] | str, seconds: float = 15.0) -> Iterator[Cluster]:
     """Run a cluster for a fixture, and end it with `troupe down`."""
     cluster = Cluster(folder, text)
     try:
