@@ -45,7 +45,7 @@ class Spread:
 
 
 class Counted:
-    """What has been counted of one kind of requests; `first_tokens` are those of answers' begins, the rest is in `itl`."""
+    """What has been counted of one kind of requests; `first_tokens` begin an answer, the others are those of `itl`."""
 
     __slots__ = (
         "admitted",
