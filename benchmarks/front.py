@@ -176,8 +176,10 @@ def _said(command: list[str]) -> str:
 def measure(name: str, system: System, at_once: int, count: int) -> dict[str, Any]:
     """Load a system from a client process of its own; one row of the table."""
     before = {process: cpu(pid) for process, pid in system.processes.items()}
-    command = [sys.executable, "-m", "benchmarks.front", "--client", str(system.port), str(at_once), str(count)]
-    seen = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    with tempfile.NamedTemporaryFile() as told:
+        client = ["--client", str(system.port), str(at_once), str(count), told.name]
+        subprocess.run([sys.executable, "-m", "benchmarks.front", *client], check=True)
+        seen = json.loads(told.read())
     tokens = count * TOKENS_OUT
     spent = {process: (cpu(pid) - before[process]) / tokens * 1e6 for process, pid in system.processes.items()}
     return {
@@ -201,11 +203,12 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5, help="rounds over all systems")
     parser.add_argument("--name", default="front", help="name of the result's file")
-    parser.add_argument("--client", type=int, nargs=3, metavar=("PORT", "AT", "COUNT"), help=argparse.SUPPRESS)
+    parser.add_argument("--client", nargs=4, metavar=("PORT", "AT", "COUNT", "FILE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.client:
-        port, at_once, count = options.client
-        print(json.dumps(uvloop.run(load(port, "bench", at_once, count))))
+        *numbers, told = options.client
+        port, at_once, count = map(int, numbers)
+        Path(told).write_text(json.dumps(uvloop.run(load(port, "bench", at_once, count))))
         return
     about = machine()
     runs: list[dict[str, Any]] = []

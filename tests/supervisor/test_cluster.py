@@ -290,7 +290,9 @@ def test_ctrl_c_drains_and_leaves_nothing_behind(cluster: Cluster) -> None:
     assert isinstance(answers[-1], Done)
     assert answers[-1].usage.completion_tokens == 200
     assert cluster.log.ended() == 0
-    stops = [cluster.log.until(rf"demo-{role}-0#\d+ stopped: drained", 1) for role in ("processor", "prefill", "decode")]
+    stops = [
+        cluster.log.until(rf"demo-{role}-0#\d+ stopped: drained", 1) for role in ("processor", "prefill", "decode")
+    ]
     assert stops == sorted(stops)
     assert cluster.living() == []
     assert cluster.command("status").returncode == 4
