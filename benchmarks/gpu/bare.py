@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import uvloop
 
-from benchmarks.gpu.jobs import Ask, Job, Seen, Watch, load, obey
+from benchmarks.gpu.jobs import Seen, Watch, obey_by
 
 
 def server_arguments(model: dict[str, Any], device: str) -> dict[str, Any]:
@@ -42,11 +42,7 @@ async def obey_with(engine: Any) -> None:
             watch.piece(len(chunk["output_ids"]))
         return watch.seen()
 
-    async def do(job: Job) -> list[Seen]:
-        ways: list[Ask] = [ask] * job.streams
-        return await load(job, ways)
-
-    await obey(do)
+    await obey_by(ask)
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """What every part is given: the device, the model's size, GPUs, time, a folder, and a result that survives a kill."""
 
 import json
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,13 @@ class Result:
     def save(self) -> None:
         """Write it, in one step, so that a kill leaves the old or the new one."""
         new = self.path.with_suffix(".new")
-        new.write_text(json.dumps(self.data, indent=1) + "\n")
+        new.write_text(without_paths(json.dumps(self.data, indent=1)) + "\n")
         new.replace(self.path)
+
+
+def without_paths(text: str) -> str:
+    """Leave out where this machine has its folders: a result is read elsewhere."""
+    return text.replace(f"{tempfile.gettempdir()}/", "TMP/").replace(f"{Path.home()}/", "~/")
 
 
 @dataclass

@@ -124,6 +124,15 @@ def row(seen: Sequence[Seen], wanted: int) -> dict[str, float]:
     }
 
 
+async def obey_by(ask: Ask) -> None:
+    """Obey with one way to ask, that takes any number of streams at once."""
+
+    async def do(job: Job) -> list[Seen]:
+        return await load(job, [ask] * job.streams)
+
+    await obey(do)
+
+
 async def obey(do: Callable[[Job], Awaitable[list[Seen]]]) -> None:
     """Do the jobs that come on standard input, line by line, and answer each on standard output, until it is closed."""
     loop = asyncio.get_running_loop()

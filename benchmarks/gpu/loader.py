@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import msgspec
 import uvloop
 
-from benchmarks.gpu.jobs import Ask, Job, Seen, Watch, load, obey
+from benchmarks.gpu.jobs import Job, Seen, Watch, load, obey, obey_by
 from messages.client import Client
 from messages.submit import Delta
 
@@ -143,11 +143,7 @@ async def over_nats(url: str, model: str) -> None:
                     watch.piece(len(event.token_ids))
             return watch.seen()
 
-        async def do(job: Job) -> list[Seen]:
-            ways: list[Ask] = [ask] * job.streams
-            return await load(job, ways)
-
-        await obey(do)
+        await obey_by(ask)
 
 
 def main() -> None:
