@@ -1,13 +1,17 @@
 """What does everything in front of the engine cost? Troupe with an infinitely fast simulated engine over HTTP.
 
-    python -m benchmarks.front [--at 1 16 64] [--requests 400] [--rounds 3]
+    python -m benchmarks.front [--at 1 16 64] [--requests 600] [--rounds 5] [--against FOLDER]
 
 Chat requests of about 128 tokens in, 64 out, streamed; the client in its own process, TCP_NODELAY both ways; beside
 it, interleaved in the same run, a bare gateway (`bare_gateway.py`). Everything shares the machine's cores.
+
+With `--against`, the folder of another commit's checkout (`git worktree add FOLDER COMMIT`), it is that commit instead
+of the bare gateway: both are run by this environment's Python, in turns, and each round gives a ratio of its own.
 """
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -17,7 +21,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -29,7 +32,8 @@ from messages import procfs
 
 TOKENIZER = ROOT / "models" / "tiny"
 TOKENS_OUT = 64
-CORES = os.cpu_count() or 1
+THIS, THAT = "this", "that"
+"""What the two checkouts are called in a comparison."""
 
 
 class System(NamedTuple):
@@ -115,7 +119,7 @@ def _request(port: int, model: str, number: int) -> bytes:
     return head.encode() + b"content-length: %d\r\n\r\n" % len(data) + data
 
 
-@contextmanager
+@contextlib.contextmanager
 def bare() -> Iterator[System]:
     """The bare gateway and its worker."""
     with nats_server() as (url, server):
@@ -132,9 +136,12 @@ def bare() -> Iterator[System]:
                 process.wait()
 
 
-@contextmanager
-def troupe(prefill: bool, itl: float = 0.0, context_length: int | None = None) -> Iterator[System]:
-    """A whole cluster, supervisor and gate included; `itl` is the engine's time between tokens in seconds."""
+@contextlib.contextmanager
+def troupe(prefill: bool, itl: float = 0.0, context_length: int | None = None, code: Path = ROOT) -> Iterator[System]:
+    """A whole cluster, supervisor and gate included, run from the checkout `code`.
+
+    `itl` is the engine's time between tokens in seconds.
+    """
     parts: dict[str, Any] = {"processor": {"http": {"port": 0}}, "decode": {"capacity": 256}}
     if prefill:
         parts["prefill"] = {"capacity": 256}
@@ -148,12 +155,14 @@ def troupe(prefill: bool, itl: float = 0.0, context_length: int | None = None) -
         )
         command = [str(Path(sys.executable).parent / "troupe")]
         state = ["--state", str(Path(folder) / "state")]
+        # `python -m` looks in the working folder first, console scripts in PYTHONPATH.
+        there: dict[str, Any] = {"cwd": code, "env": os.environ | {"PYTHONPATH": str(code)}}
         up = subprocess.Popen(
-            [*command, "up", str(config), *state], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [*command, "up", str(config), *state], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **there
         )
         try:
             waited = [*command, "status", "--json", "--wait-ready", "30", *state]
-            status = json.loads(_said(waited))
+            status = json.loads(_said(waited, **there))
             slots = {slot["slot"].removeprefix("bench-"): slot["pid"] for slot in status["slots"]}
             port = int(status["http"]["bench"].rpartition(":")[2].rstrip("/"))
             yield System(port, slots | {"supervisor": up.pid, "nats": status["nats_pid"]})
@@ -162,13 +171,13 @@ def troupe(prefill: bool, itl: float = 0.0, context_length: int | None = None) -
             up.wait(60)
 
 
-def _said(command: list[str]) -> str:
+def _said(command: list[str], **there: Any) -> str:
     """Run until it succeeds (the cluster may just be starting), within half a minute."""
     deadline = time.monotonic() + 30
     while True:
-        run = subprocess.run(command, capture_output=True, text=True)
+        run = subprocess.run(command, capture_output=True, text=True, **there)
         if run.returncode == 0:
-            return run.stdout
+            return str(run.stdout)
         if time.monotonic() > deadline:
             raise SystemExit(run.stdout + run.stderr)
 
@@ -199,10 +208,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], epilog="example: python -m benchmarks.front")
     parser.add_argument("--at", type=int, nargs="+", default=[1, 16, 64], help="requests at once")
     parser.add_argument(
-        "--requests", type=int, default=600, help="requests in each measurement (a tenth of it for one at once)"
+        "--requests", type=int, default=600, help="requests in each measurement (a quarter of it for one at once)"
     )
     parser.add_argument("--rounds", type=int, default=5, help="rounds over all systems")
-    parser.add_argument("--name", default="front", help="name of the result's file")
+    parser.add_argument("--name", help="name of the result's file (front, or front-against)")
+    parser.add_argument("--against", type=Path, metavar="FOLDER", help="another checkout, to be compared with")
     parser.add_argument("--client", nargs=4, metavar=("PORT", "AT", "COUNT", "FILE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.client:
@@ -210,24 +220,83 @@ def main() -> None:
         port, at_once, count = map(int, numbers)
         Path(told).write_text(json.dumps(uvloop.run(load(port, "bench", at_once, count))))
         return
+    if options.against is not None and not (options.against / "supervisor").is_dir():
+        raise SystemExit(f"--against {options.against}: not a checkout of Troupe, there is no supervisor/ in it")
     about = machine()
+    with contextlib.ExitStack() as stack:
+        kinds = {"aggregated": False, "prefill + decode": True}
+        if options.against is None:
+            systems = {"bare gateway": stack.enter_context(bare())}
+            systems |= {f"troupe, {kind}": stack.enter_context(troupe(prefill)) for kind, prefill in kinds.items()}
+        else:
+            systems = {
+                f"{who}, {kind}": stack.enter_context(troupe(prefill, code=code))
+                for kind, prefill in kinds.items()
+                for who, code in {THAT: options.against.resolve(), THIS: ROOT}.items()
+            }
+        runs = _rounds(systems, options)
+    medians = [_median([run for run in runs if (run["system"], run["at once"]) == key]) for key in _keys(runs)]
+    result = {"machine": about, "runs": runs, "medians": medians}
+    if options.against is None:
+        _show(medians, options.at[-1])
+    else:
+        result |= {"against": _commit(options.against), "ratios": (ratios := _ratios(runs, list(kinds)))}
+        print(table(ratios))
+    save(options.name or ("front" if options.against is None else "front-against"), result)
+
+
+def _rounds(systems: dict[str, System], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measure all systems, round after round, every other round the other way about."""
+    for name, system in systems.items():
+        measure(name, system, 8, 64)
     runs: list[dict[str, Any]] = []
-    with bare() as gateway, troupe(False) as aggregated, troupe(True) as apart:
-        systems = {"bare gateway": gateway, "troupe, aggregated": aggregated, "troupe, prefill + decode": apart}
-        for name, system in systems.items():
-            measure(name, system, 8, 64)
-        for _ in range(options.rounds):
-            for at_once in options.at:
-                for name, system in systems.items():
-                    count = options.requests if at_once > 1 else options.requests // 4
-                    runs.append(measure(name, system, at_once, count))
-    rows = [_median([run for run in runs if (run["system"], run["at once"]) == key]) for key in _keys(runs)]
-    shown = [{key: value for key, value in row.items() if key not in ("CPU", "RSS MiB")} for row in rows]
-    print(table(shown))
-    for row in rows[-len(options.at) * 3 :]:
-        if row["at once"] == options.at[-1]:
+    for number in range(options.rounds):
+        order = list(systems.items())[:: -1 if number % 2 else 1]
+        for at_once in options.at:
+            count = options.requests if at_once > 1 else options.requests // 4
+            runs += [{"round": number} | measure(name, system, at_once, count) for name, system in order]
+    return runs
+
+
+def _show(medians: list[dict[str, Any]], most_at_once: int) -> None:
+    print(
+        table([{key: value for key, value in row.items() if key not in ("round", "CPU", "RSS MiB")} for row in medians])
+    )
+    for row in medians:
+        if row["at once"] == most_at_once:
             print(row["system"], "CPU µs/token:", row["CPU"], "RSS MiB:", row["RSS MiB"])
-    save(options.name, {"machine": about, "runs": runs, "medians": rows})
+
+
+def _ratios(runs: list[dict[str, Any]], kinds: list[str]) -> list[dict[str, Any]]:
+    """Compare the two checkouts round by round; a row for each kind and load, with the median over the rounds.
+
+    Beside the requests a second stand the least and the most of the rounds.
+    """
+    rows = []
+    for kind in kinds:
+        for at_once in sorted({run["at once"] for run in runs}):
+            those, these = (
+                sorted(
+                    (run for run in runs if run["system"] == f"{who}, {kind}" and run["at once"] == at_once),
+                    key=lambda run: int(run["round"]),
+                )
+                for who in (THAT, THIS)
+            )
+            pairs = list(zip(these, those, strict=True))
+            rate = [this["requests/s"] / that["requests/s"] for this, that in pairs]
+            row = {"this to that": kind, "at once": at_once, "requests/s": median(rate)}
+            row["least"], row["most"] = min(rate), max(rate)
+            for what in ("TTFT p50 ms", "ITL p99 ms", "CPU µs/token"):
+                row[what] = median([this[what] / that[what] for this, that in pairs])
+            spent = [this["CPU"]["processor-0"] / that["CPU"]["processor-0"] for this, that in pairs]
+            rows.append(row | {"processor's CPU": median(spent)})
+    return rows
+
+
+def _commit(folder: Path) -> str:
+    """Name the commit of a checkout."""
+    run = subprocess.run(["git", "-C", str(folder), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    return run.stdout.strip() or "no commit"
 
 
 def _keys(runs: list[dict[str, Any]]) -> list[tuple[str, int]]:
