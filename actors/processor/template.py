@@ -26,7 +26,7 @@ class Template:
         self.text = text
         self._special = special
         try:
-            self._compiled = _environment().from_string(text) if text is not None else None
+            self._compiled = _compiled(text) if text is not None else None
         except jinja2.TemplateError as error:
             raise FilesError(f"the chat template is not valid jinja: {error}") from None
         self.shapes = shapes(self._tried) if self._compiled is not None else Shapes()
@@ -103,6 +103,13 @@ class _Generation(jinja2.ext.Extension):
 
     def _same(self, caller: Callable[[], str]) -> str:
         return caller()
+
+
+def _compiled(text: str) -> jinja2.Template:
+    """Compile a template. Jinja's own words stand in a plain dict: its chain of them takes two fifths of a render."""
+    template = _environment().from_string(text)
+    template.globals = dict(template.globals)
+    return template
 
 
 def _environment() -> jinja2.Environment:
