@@ -128,10 +128,11 @@ class Outbox:
             link = self._links[processor] = self._new_link(processor)
         if logprobs is not None:
             link.large = True
+        if not link.items:
+            self._dirty.add(processor)
+            self._empty.clear()
+            self._wake.set()
         link.items.append(Item(request, attempt, position, tokens, finish, logprobs, said))
-        self._dirty.add(processor)
-        self._empty.clear()
-        self._wake.set()
 
     def _new_link(self, processor: str) -> Link:
         """Make a link; of those to processors that are gone only so many are remembered."""
