@@ -23,6 +23,7 @@ from nats.aio.client import PING_PROTO
 from nats.aio.client import Client as Nc
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
+from nats.aio.transport import TcpTransport
 from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig, KeyValueConfig, StreamConfig, StreamInfo
 from nats.js.kv import KeyValue
@@ -45,14 +46,60 @@ EVENT_DAYS: Final = 7
 EVENT_LIMIT: Final = 100_000
 
 Callback = Callable[[Msg], Awaitable[None]]
+AtOnce = Callable[[str, bytes, dict[str, str] | None], None]
+"""Gets subject, payload and headers, and does not wait; what it raises is logged."""
 
 
 class _Connection(Nc):
-    """nats-py's client (2.16.0), mended in two places.
+    """nats-py's client (2.16.0), mended in two places and made quicker in two.
 
     A cancelled flush made the answer to its ping end the reading for good. And a flush's ping went straight to the
     socket, past what was published and still waiting for it: the answer said nothing of that.
+
+    What is published leaves at the end of the loop's turn; the task that nats-py wakes for it is woken only where the
+    server does not keep up and has to be waited for. And what `at_once` names, by subscription, is handed on as it is
+    read. Together they save a fifth of what a processor spends on a lone request (`benchmarks.front --against`).
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at_once: dict[int, AtOnce] = {}
+        self._leaves_soon = False
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        if (call := self.at_once.get(sid)) is None:
+            await super()._process_msg(sid, subject, reply, data, headers)
+            return
+        try:
+            call(subject.decode(), data, await self._process_headers(headers) if headers else None)
+        except Exception:
+            # nats-py would take it for its own, and never read again.
+            log.exception("a message on %s could not be handled", subject.decode())
+
+    async def _flush_pending(self, force_flush: bool = False) -> Any:
+        flusher = self._flusher_task
+        if force_flush or not self.is_connected or flusher is None or flusher.done() or self._writer() is None:
+            return await super()._flush_pending(force_flush)
+        if not self._leaves_soon:
+            self._leaves_soon = True
+            asyncio.get_running_loop().call_soon(self._write_pending)
+        return None
+
+    def _writer(self) -> asyncio.StreamWriter | None:
+        """Give the socket's writer; a WebSocket has none."""
+        return self._transport._io_writer if isinstance(self._transport, TcpTransport) else None
+
+    def _write_pending(self) -> None:
+        self._leaves_soon = False
+        writer = self._writer()
+        if writer is None or not self.is_connected or not self._pending:
+            return
+        if writer.transport.get_write_buffer_size():
+            if self._flush_queue is not None and self._flush_queue.empty():
+                self._flush_queue.put_nowait(asyncio.get_running_loop().create_future())
+            return
+        pending, self._pending, self._pending_data_size = self._pending, [], 0
+        writer.writelines(pending)
 
     async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
         if not self.is_connected:
@@ -76,7 +123,7 @@ class Bus:
     replayed then). `reconnects` and `dropped` count what happened; `down_since` is monotonic, None while connected.
     """
 
-    def __init__(self, nc: Nc, urls: list[str]) -> None:
+    def __init__(self, nc: _Connection, urls: list[str]) -> None:
         self._nc = nc
         self.urls = urls
         self.reconnects = 0
@@ -214,6 +261,18 @@ class Bus:
         return await self._nc.subscribe(
             subject, queue=queue, cb=call, pending_msgs_limit=pending, pending_bytes_limit=pending_bytes
         )
+
+    async def take_at_once(self, subject: str, call: AtOnce) -> None:
+        """Subscribe, for as long as the connection lives, to what comes so often that each microsecond counts.
+
+        It is given to `call` as it is read from the socket, with no queue and no task between.
+        """
+
+        async def queued(msg: Msg) -> None:
+            call(msg.subject, msg.data, msg.headers)
+
+        subscription = await self._nc.subscribe(subject, cb=queued)
+        self._nc.at_once[subscription._id] = call
 
     async def finish(self, subscription: Subscription) -> None:
         """Take nothing new on a subscription and wait until what is there has been handled."""

@@ -11,8 +11,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from nats.aio.msg import Msg
-
 from actors.processor.post import Post
 from messages.bus import Bus, NobodyThereError, ServiceError, SilentError
 from messages.subjects import last_token
@@ -40,7 +38,7 @@ class Asks:
 
     async def open(self) -> None:
         """Listen for answers."""
-        await self._bus.subscribe(f"{self._inbox}.*", self._on_answer)
+        await self._bus.take_at_once(f"{self._inbox}.*", self._on_answer)
         self._bus.on_back(self._ask_again)
 
     def ask(self, subject: str, payload: bytes, then: Then) -> None:
@@ -56,14 +54,13 @@ class Asks:
         self._post.send(subject, payload, reply=f"{self._inbox}.{key}")
         self._due.append((asyncio.get_running_loop().time() + self._seconds, key))
 
-    async def _on_answer(self, msg: Msg) -> None:
-        asked = self._open.pop(last_token(msg.subject), None)
+    def _on_answer(self, subject: str, data: bytes, headers: dict[str, str] | None) -> None:
+        asked = self._open.pop(last_token(subject), None)
         if asked is None:
             return
         subject, _, then, again = asked
-        headers = msg.headers
         if headers is None:
-            self._tell(then, msg.data)
+            self._tell(then, data)
         elif headers.get("Status") == "503" and again:
             self._tell(then, SilentError(f"nobody listens on {subject} now, who may have heard it before NATS went"))
         elif headers.get("Status") == "503":
@@ -71,7 +68,7 @@ class Asks:
         elif code := headers.get("Nats-Service-Error-Code"):
             self._tell(then, ServiceError(int(code), headers.get("Nats-Service-Error", "")))
         else:
-            self._tell(then, msg.data)
+            self._tell(then, data)
 
     def _tell(self, then: Then, outcome: bytes | Exception) -> None:
         try:

@@ -2,9 +2,9 @@
 
 Life of an attempt: `place` chooses the seats and asks them. A seat that refuses, is not there or stays silent leads at
 once to the next attempt elsewhere, and to the line of those who wait if there is no other. When both have accepted,
-frames come (`receive`) until a finish. Whatever ends an attempt before, the other side is told to abort. What is at a
-seat that is suspected to hang (`doubted`) goes elsewhere as soon as somebody is there; until then it stays, and goes on
-where it is if the seat comes back.
+frames come (`receive`) until a finish; what they bring within one turn of the loop is read together (`read`). Whatever
+ends an attempt before, the other side is told to abort. What is at a seat that is suspected to hang (`doubted`) goes
+elsewhere as soon as somebody is there; until then it stays, and goes on where it is if the seat comes back.
 """
 
 import logging
@@ -35,7 +35,10 @@ CRASHES: Final = 2
 
 
 class Dispatcher:
-    """All attempts of one processor. `disaggregated` says whether the model's cast has prefill actors."""
+    """All attempts of one processor. `disaggregated` says whether the model's cast has prefill actors.
+
+    `soon` has something called in the loop's next turn.
+    """
 
     def __init__(
         self,
@@ -49,6 +52,7 @@ class Dispatcher:
         max_payload: int,
         disaggregated: bool,
         now: Callable[[], float],
+        soon: Callable[[Callable[[], None]], object],
         chance: random.Random | None = None,
     ) -> None:
         self._view = view
@@ -61,11 +65,14 @@ class Dispatcher:
         self._max_payload = max_payload
         self._disaggregated = disaggregated
         self._now = now
+        self._soon = soon
         self._chance = chance or random.Random()
         self._at: dict[str, dict[str, Job]] = {}
         self._work: dict[str, str] = {}
         self._uneasy: dict[str, Job] = {}
         self._fled: dict[str, dict[str, Job]] = {}
+        self._fresh: dict[str, Job] = {}
+        self._reading = False
         self.waiting: dict[str, Job] = {}
         self.attempts = 0
 
@@ -163,41 +170,68 @@ class Dispatcher:
 
     # What comes back.
 
-    def receive(self, sender: str, item: Item) -> None:
-        """Take in what one stream got."""
-        job = self._journal.get(item.request)
-        if job is None or item.attempt != job.attempt:
-            if item.finish is None:
-                self._aborts.stray(sender, item, self._view)
-            return
-        decode, prefill = job.decode, job.prefill
-        if decode is not None and sender == decode.seat.incarnation and not decode.done:
-            self._decoded(job, decode, item)
-        elif prefill is not None and sender == prefill.seat.incarnation and not prefill.done:
-            if item.finish is not None:
-                self._prefilled(job, prefill, item, item.finish)
+    def receive(self, sender: str, items: list[Item]) -> None:
+        """Take in a frame. Most of it are tokens of plain jobs: these are put aside, and `read` a moment later.
+
+        The loop runs once a token: it is most of what a processor has to do.
+        """
+        jobs, fresh = self._journal.jobs, self._fresh
+        for item in items:
+            job = jobs.get(item.request)
+            if job is None or item.attempt != job.attempt:
+                if item.finish is None:
+                    self._aborts.stray(sender, item, self._view)
+                continue
+            leg = job.decode
+            if leg is not None and leg.seat.incarnation == sender and not leg.done:
+                if job.plain and item.finish is None and item.position == job.next:
+                    leg.accepted = True
+                    job.next += len(item.tokens) >> 2
+                    job.aside.append(item.tokens)
+                    fresh[item.request] = job
+                else:
+                    self._decoded(job, leg, item)
+                continue
+            leg = job.prefill
+            if leg is not None and leg.seat.incarnation == sender and not leg.done and item.finish is not None:
+                self._prefilled(job, leg, item, item.finish)
+        if fresh and not self._reading:
+            self._reading = True
+            self._soon(self.read)
+
+    def read(self) -> None:
+        """Read what the frames of this turn of the loop have brought, and tell those who wait for it."""
+        self._reading = False
+        fresh, self._fresh = self._fresh, {}
+        for job in fresh.values():
+            if job.over:
+                continue
+            try:
+                job.settle()
+                if job.may_stop and job.stopped:
+                    self._well(job, "stop")
+                else:
+                    job.sink.grown(job)
+            except Exception:
+                log.exception("request %s: what came for it cannot be read", job.id)
+                self._journal.end(job, job.error(500, "the processor failed on this request"))
 
     def _decoded(self, job: Job, leg: Leg, item: Item) -> None:
-        """Take in what decode has made; this runs once a stream and frame."""
-        finish, tokens = item.finish, job.tokens
+        """Take in what decode has made for a job, where it is more than some tokens of a plain one."""
         leg.accepted = True
         if job.held is not None:
             return
-        before = len(tokens)
-        if job.plain and item.position == before - job.base:
-            if item.tokens:
-                job.receive(codec.unpack_tokens(item.tokens), finish)
-        elif not self._took(job, leg, item):
+        job.settle()
+        if not (job.may_stop and job.stopped) and not self._took(job, leg, item):
             return
-        if (new := len(tokens) - before) > 0:
-            job.heard = job.trail.heard(new, job.heard)
+        finish = item.finish
         if job.may_stop and job.stopped:
             if finish is not None:
                 self._release(job, leg)
             self._well(job, "stop")
             return
         if finish is None:
-            job.sink.grown(job)
+            self._fresh[job.id] = job
             return
         self._release(job, leg)
         if finish.reason == "stop" or finish.reason == "length":
@@ -222,8 +256,7 @@ class Dispatcher:
             if (ranked := _ranked(item, len(ids))) is None:
                 self._journal.end(job, job.error(500, f"{leg.seat} gave no log-probabilities with its tokens"))
                 return False
-        again = job.redone < job.anew
-        have = job.redone if again else len(job.tokens) - job.base
+        again, have = job.next < job.anew, job.next
         if item.position > have:
             log.warning("request %s: tokens %d to %d are missing", job.id, have, item.position - 1)
             self.again(job)
@@ -251,7 +284,7 @@ class Dispatcher:
     def _differs(self, job: Job, leg: Leg) -> None:
         """End a job whose tokens, generated anew, are not those that its client has."""
         where = str(leg.seat)
-        why = f"{where} generated it anew, and what came from token {job.redone} on is not what had been sent"
+        why = f"{where} generated it anew, and what came from token {job.next} on is not what had been sent"
         self._journal.end(job, job.error(500, f"an actor failed on this request; {why}"))
 
     def _well(self, job: Job, reason: Literal["stop", "length"]) -> None:

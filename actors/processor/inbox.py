@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Final
 
 import msgspec
-from nats.aio.msg import Msg
 
 from actors.processor.post import Post
 from messages import codec
@@ -35,13 +34,13 @@ class Sender:
 
 
 class Inbox:
-    """All frames for one processor incarnation; `deliver` gets each item with its sender's incarnation.
+    """All frames for one processor incarnation; `deliver` gets each frame's items with its sender's incarnation.
 
     `taken` counts the frames that were taken in, `gaps` those that were missed, `repeats` those that came twice.
     """
 
     def __init__(
-        self, bus: Bus, post: Post, subjects: Subjects, incarnation: str, deliver: Callable[[str, Item], None]
+        self, bus: Bus, post: Post, subjects: Subjects, incarnation: str, deliver: Callable[[str, list[Item]], None]
     ) -> None:
         self._bus = bus
         self._post = post
@@ -57,7 +56,7 @@ class Inbox:
 
     async def open(self) -> None:
         """Listen for frames."""
-        await self._bus.subscribe(self._subjects.out(self._incarnation), self._on_frame)
+        await self._bus.take_at_once(self._subjects.out(self._incarnation), self._on_frame)
         self._bus.on_back(self._greet)
 
     def forget(self, sender: str) -> None:
@@ -69,13 +68,11 @@ class Inbox:
         known = self._senders.get(sender)
         return known.last if known is not None else 0
 
-    async def _on_frame(self, msg: Msg) -> None:
+    def _on_frame(self, subject: str, data: bytes, headers: dict[str, str] | None) -> None:
         try:
-            self.take(self._decode(msg.data))
+            self.take(self._decode(data))
         except msgspec.DecodeError as error:
             log.error("a frame that cannot be read: %s", error)
-        except Exception:
-            log.exception("a frame could not be handled")
 
     def take(self, frame: Frame) -> None:
         """Take in one frame: in order, or not at all."""
@@ -97,8 +94,7 @@ class Inbox:
             log.warning("%s can send frames %d to %d no more", frame.sender, sender.last + 1, frame.base - 1)
         sender.last = frame.seq
         self.taken += 1
-        for item in frame.items:
-            self._deliver(frame.sender, item)
+        self._deliver(frame.sender, frame.items)
         if sender.last - sender.acked >= ACK_FRAMES:
             self._acknowledge(sender)
         else:

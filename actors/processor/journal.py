@@ -139,14 +139,18 @@ class Job:
 
     `attempt` is fenced by the GPU actors and told to the client; `claim` is the attempt with which the client's
     submission began. `base` is the number of tokens that the attempt has in its prompt; one that is generated anew has
-    none there, and must say the first `anew` again, of which `redone` have come. While it is `awaiting` the
-    log-probabilities of its prompt, nothing is given to the client; `held` is how it has ended meanwhile. `trail` is
-    the request's, and `heard` when tokens came last, as the trail has it. Most jobs are `plain`: their tokens come with
-    nothing beside them, and were never there before. `may_stop` says whether `stopped` can ever be.
+    none there, and must say the first `anew` again. `next` is the position in the attempt of the token that comes next.
+    While it is `awaiting` the log-probabilities of its prompt, nothing is given to the client; `held` is how it has
+    ended meanwhile. `trail` is the request's. Most jobs are `plain`: their tokens come with nothing beside them,
+    were never there before, and can be put `aside` as they come, packed, and be read together (`settle`). `may_stop`
+    says whether `stopped` can ever be.
     """
 
     __slots__ = (
+        "_heard",
+        "_tokens",
         "anew",
+        "aside",
         "asked",
         "attempt",
         "awaiting",
@@ -157,19 +161,18 @@ class Job:
         "crashes",
         "deadline",
         "decode",
-        "heard",
         "held",
         "id",
         "last",
         "logprobs",
         "may_stop",
+        "next",
         "over",
         "packed",
         "plain",
         "prefill",
         "prompt_tokens",
         "reasoning",
-        "redone",
         "refused",
         "resumed",
         "sent",
@@ -177,7 +180,6 @@ class Job:
         "started",
         "text",
         "timer",
-        "tokens",
         "trail",
     )
 
@@ -186,15 +188,16 @@ class Job:
         self.asked = asked
         self.sink = sink
         self.trail = trail
-        self.heard = 0.0
+        self._heard = 0.0
         self.claim = self.attempt = asked.before + 1
         self.deadline = now + asked.ttl
         self.timer: asyncio.TimerHandle | None = None
         self.packed = codec.pack_tokens(asked.prompt)
         self.prompt_tokens = len(asked.prompt)
-        self.tokens: list[int] = list(asked.received)
-        self.sent = len(self.tokens)
-        self.base = self.anew = self.redone = 0
+        self._tokens: list[int] = list(asked.received)
+        self.aside: list[bytes] = []
+        self.sent = len(self._tokens)
+        self.base = self.anew = self.next = 0
         self.plain = False
         self.may_stop = asked.one_call or (asked.output is not None and asked.output.watched)
         self.begin_attempt()
@@ -202,51 +205,76 @@ class Job:
         self.reasoning = ""
         self.calls: list[ToolCall] = []
         self.logprobs: list[Logprob] = []
-        self.awaiting = asked.sampling.prompt_logprobs and not self.tokens
+        self.awaiting = asked.sampling.prompt_logprobs and not self._tokens
         self.held: Literal["stop", "length"] | None = None
         self.prefill: Leg | None = None
         self.decode: Leg | None = None
         self.refused: dict[str, int] = {}
         self.crashes: tuple[str, ...] = ()
         self.cached = 0
-        self.resumed = bool(self.tokens) and asked.sampling.temperature > 0
+        self.resumed = bool(self._tokens) and asked.sampling.temperature > 0
         self.last: Done | Error | None = None
         self.over = False
         self.started = time.time()
-        if self.tokens:
+        if self._tokens:
             self._prime()
 
     def begin_attempt(self) -> None:
         """Say where the next attempt begins: after the tokens so far, or anew."""
         there = len(self.tokens)
         self.base, self.anew = (0, there) if begins_anew(self.asked.sampling) else (there, 0)
-        self.redone = 0
+        self.next = 0
         asked = self.asked
         beside = asked.names is not None or asked.chat is not None or asked.sampling.prompt_logprobs
-        self.plain = not self.anew and not beside
+        self.plain = not (self.anew or beside or asked.one_call)
+
+    @property
+    def tokens(self) -> list[int]:
+        """The answer's tokens so far."""
+        if self.aside:
+            self.settle()
+        return self._tokens
 
     def compare(self, ids: list[int], *, ends: bool) -> int:
         """Compare the next tokens of an attempt that is generated anew with what there was before.
 
         Returns how many of them are nothing new; -1 where they are not the same, or `ends` comes too early.
         """
-        count = min(len(ids), self.anew - self.redone)
-        if ids[:count] != self.tokens[self.redone : self.redone + count]:
+        count = min(len(ids), self.anew - self.next)
+        if ids[:count] != self.tokens[self.next : self.next + count]:
             return -1
-        self.redone += count
-        return -1 if ends and self.redone < self.anew else count
+        self.next += count
+        return -1 if ends and self.next < self.anew else count
+
+    def settle(self) -> None:
+        """Read the tokens that were put aside."""
+        if aside := self.aside:
+            self.aside = []
+            self._take_in(codec.unpack_tokens(aside[0] if len(aside) == 1 else b"".join(aside)))
 
     def receive(self, ids: list[int], finish: Finish | None, ranked: list[codec.Ranked] | None = None) -> None:
         """Take the next tokens of the stream, and read them; a token that ends the answer is none of its text."""
-        output = self.asked.output
+        self.next += len(ids)
         ends = finish is not None and finish.matched is not None and bool(ids) and ids[-1] == finish.matched
+        self._take_in(ids, ends, ranked)
+
+    def _take_in(self, ids: list[int], ends: bool = False, ranked: list[codec.Ranked] | None = None) -> None:
+        """Read tokens, of which the last one is no text if it `ends` the answer; after a stop string there are none."""
+        output = self.asked.output
+        if output is not None and output.stopped:
+            return
         said = ids[:-1] if ends else ids
         used, text = output.push(said) if output is not None else (len(said), "")
-        self.tokens += ids if used == len(said) else ids[:used]
+        self._grow(ids if used == len(said) else ids[:used])
         if ranked is not None and self.asked.names is not None:
             self.logprobs += self.asked.names.ranked(said[:used], ranked)
         if text:
             self._read(text)
+
+    def _grow(self, ids: list[int]) -> None:
+        self._tokens += ids
+        if ids:
+            self._heard = self.trail.heard(len(ids), self._heard)
 
     def hear(self, ids: list[int], said: Said) -> None:
         """Take the next tokens of a chat that the engine renders, and the text that it has made of them."""
@@ -255,7 +283,8 @@ class Job:
             self.prompt_tokens = said.prompt_tokens
             if asked.parse is not None:
                 asked.parser = asked.parse(said.opening)
-        self.tokens += ids
+        self.next += len(ids)
+        self._grow(ids)
         if asked.output is not None and (text := asked.output.told(said.text)):
             self._read(text)
 
@@ -275,7 +304,7 @@ class Job:
 
     def take(self) -> Piece | None:
         """Give what has piled up since the last time, or None if nothing has."""
-        sent, tokens = self.sent, self.tokens
+        tokens, sent = self.tokens, self.sent
         if self.awaiting:
             return None
         if sent == len(tokens) and not self.text and not self.reasoning and not self.calls:
@@ -332,7 +361,7 @@ class Job:
     def _prime(self) -> None:
         """Bring the text to where the last owner was, which has already told it."""
         if self.asked.output is not None:
-            _, text = self.asked.output.push(self.tokens)
+            _, text = self.asked.output.push(self._tokens)
             self._read(text)
         self.text = self.reasoning = ""
         self.calls = []
@@ -351,29 +380,32 @@ class Job:
 
 
 class Journal:
-    """All jobs of one processor; `on_end` is called with each job that is over, before its sink learns of it."""
+    """All jobs of one processor, by their requests' ids.
+
+    `on_end` is called with each job that is over, before its sink learns of it.
+    """
 
     def __init__(self, on_end: Callable[[Job], None]) -> None:
         self._on_end = on_end
-        self._jobs: dict[str, Job] = {}
+        self.jobs: dict[str, Job] = {}
         self.finished = 0
         self.failed = 0
         self.empty = asyncio.Event()
         self.empty.set()
 
     def __len__(self) -> int:
-        return len(self._jobs)
+        return len(self.jobs)
 
     def __iter__(self) -> Iterator[Job]:
-        return iter(list(self._jobs.values()))
+        return iter(list(self.jobs.values()))
 
     def get(self, request: str) -> Job | None:
         """Find a job by its request's id."""
-        return self._jobs.get(request)
+        return self.jobs.get(request)
 
     def begin(self, job: Job) -> None:
         """Take a job in; from here on it has a deadline."""
-        self._jobs[job.id] = job
+        self.jobs[job.id] = job
         self.empty.clear()
         job.timer = asyncio.get_running_loop().call_at(job.deadline, self._too_late, job)
 
@@ -397,10 +429,10 @@ class Journal:
 
     def _over(self, job: Job) -> None:
         job.over = True
-        del self._jobs[job.id]
+        del self.jobs[job.id]
         if job.timer is not None:
             job.timer.cancel()
-        if not self._jobs:
+        if not self.jobs:
             self.empty.set()
         self._on_end(job)
 

@@ -87,6 +87,7 @@ class Service:
             max_payload=bus.max_payload,
             disaggregated="prefill" in model.cast,
             now=self.loop.time,
+            soon=self.loop.call_soon,
         )
         self.line = Line(self.view, self.dispatcher, model.limits)
         self.inbox = Inbox(bus, self.post, subjects, incarnation, self.dispatcher.receive)
@@ -109,7 +110,7 @@ class Service:
         await self.asks.open()
         await self.inbox.open()
         await self._bus.subscribe(self._subjects.heartbeats, self._on_heartbeat)
-        await self._bus.subscribe(self._subjects.owns, self._on_own)
+        await self._bus.take_at_once(self._subjects.owns, self._on_own)
         self._bus.on_lost(self.view.away)
         self._bus.on_back(lambda: self.view.back(self.loop.time()))
         self._own(self._look)
@@ -291,13 +292,13 @@ class Service:
         except Exception:
             log.exception("a heartbeat could not be handled")
 
-    async def _on_own(self, msg: Msg) -> None:
+    def _on_own(self, subject: str, data: bytes, headers: dict[str, str] | None) -> None:
         """Let go of a request that somebody else has taken on at a higher attempt, or an older one at the same."""
-        job = self._find(last_token(msg.subject))
+        job = self._find(last_token(subject))
         if job is None:
             return
         try:
-            own = codec.from_msgpack(msg.data, Own)
+            own = codec.from_msgpack(data, Own)
         except msgspec.DecodeError as error:
             log.warning("a claim that cannot be read: %s", error)
             return

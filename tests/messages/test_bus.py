@@ -1,6 +1,7 @@
 """The bus as its users meet it: waiting for a server, errors with names, watches that survive a restart."""
 
 import asyncio
+import signal
 import socket
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from messages.bus import (
     error_headers,
 )
 from messages.config import Nats, Tls
-from tests.conftest import NatsServer
+from tests.conftest import NatsServer, eventually
 from tests.messages.credentials import operator
 
 pytestmark = pytest.mark.nats
@@ -255,4 +256,48 @@ async def test_a_cancelled_flush_leaves_the_connection_well(bus: Bus) -> None:
         await asyncio.sleep(0)
         flushing.cancel()
     await bus.flush()
+    assert bus.connected and bus.reconnects == 0
+
+
+async def test_what_a_server_cannot_take_now_it_gets_later_in_order(nats_server: NatsServer, bus: Bus) -> None:
+    """A server that is stopped for a moment leaves megabytes in the socket, in its buffer and with us."""
+    assert nats_server.process is not None
+    heard: list[int] = []
+    bus_of_others = await Bus.connect(Nats(url=nats_server.url), name="others", wait=5)
+    await bus_of_others.take_at_once("t.big", lambda subject, data, headers: heard.append(int(data[:8])))
+    await bus_of_others.flush()
+    nats_server.process.send_signal(signal.SIGSTOP)
+    try:
+        for number in range(200):
+            await bus.publish("t.big", b"%08d" % number + bytes(65_536))
+            await asyncio.sleep(0)
+    finally:
+        nats_server.process.send_signal(signal.SIGCONT)
+    await bus.flush()
+    await bus_of_others.flush()
+    assert heard == list(range(200))
+    assert bus.reconnects == 0
+    await bus_of_others.close()
+
+
+async def test_what_is_taken_at_once_comes_with_its_headers_and_a_failure_of_the_taker_harms_nothing(
+    bus: Bus, caplog: pytest.LogCaptureFixture
+) -> None:
+    heard: list[tuple[str, bytes, dict[str, str] | None]] = []
+
+    def take(subject: str, data: bytes, headers: dict[str, str] | None) -> None:
+        heard.append((subject, data, headers))
+        if data == b"bad":
+            raise RuntimeError("not to be taken")
+
+    await bus.take_at_once("t.now.*", take)
+    await bus.publish("t.now.a", b"1")
+    await bus.publish("t.now.b", b"bad")
+    await bus.publish("t.now.c", b"2", headers={"kind": "x"})
+    await bus.publish("t.nobody", b"", reply="t.now.d")
+    await bus.flush()
+    await eventually(lambda: len(heard) == 4)
+    assert heard[:3] == [("t.now.a", b"1", None), ("t.now.b", b"bad", None), ("t.now.c", b"2", {"kind": "x"})]
+    assert heard[3][0] == "t.now.d" and (heard[3][2] or {}).get("Status") == "503"
+    assert "a message on t.now.b could not be handled" in caplog.text
     assert bus.connected and bus.reconnects == 0

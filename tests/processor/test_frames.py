@@ -3,8 +3,8 @@
 import pytest
 
 from messages import codec
-from messages.frames import Ack, Hello, Item
-from messages.submit import Done
+from messages.frames import Ack, Finish, Hello, Item
+from messages.submit import Done, Error
 from tests.conftest import NatsServer, eventually
 from tests.processor.stage import Stage
 
@@ -101,3 +101,72 @@ async def test_a_restart_of_nats_loses_nothing(stage: Stage, nats_server: NatsSe
     await decode.emit(job, [], "stop")
     assert isinstance(await talk.last(), Done)
     assert talk.token_ids == [10, 11, 12]
+
+
+async def test_what_comes_within_a_turn_of_the_loop_is_told_as_one(stage: Stage) -> None:
+    decode = await stage.gpu("decode")
+    talk = await stage.complete("x", max_tokens=9)
+    job = await decode.got()
+    for text in ("so", "me ", "text"):
+        stage.service.inbox.take(decode.frame(decode.item(job, stage.ids(text))))
+    await talk.tokens_come(len(stage.ids("so") + stage.ids("me ") + stage.ids("text")))
+    assert [delta.text for delta in talk.deltas] == ["some text"]
+    await decode.emit(job, [], "stop")
+    done = await talk.last()
+    assert isinstance(done, Done)
+    assert done.usage.completion_tokens == len(talk.token_ids)
+    assert stage.service.traffic().kinds["completion"].completion_tokens == len(talk.token_ids)
+
+
+async def test_an_end_in_the_same_turn_loses_nothing_of_what_came_before_it(stage: Stage) -> None:
+    decode = await stage.gpu("decode")
+    talk = await stage.generate([1], max_tokens=9)
+    job = await decode.got()
+    for tokens, finish in (([10], None), ([11, 12], None), ([], Finish("length"))):
+        stage.service.inbox.take(decode.frame(decode.item(job, tokens, finish)))
+    done = await talk.last()
+    assert isinstance(done, Done)
+    assert (talk.token_ids, done.finish_reason, done.usage.completion_tokens) == ([10, 11, 12], "length", 3)
+
+
+async def test_a_stop_string_in_the_middle_of_a_turn_cuts_what_came_after_it(stage: Stage) -> None:
+    decode = await stage.gpu("decode")
+    talk = await stage.complete("x", stop=["END"], max_tokens=50)
+    job = await decode.got()
+    texts = ["some text", "E", "N", "D", " and more", " and more"]
+    for text in texts:
+        stage.service.inbox.take(decode.frame(decode.item(job, stage.ids(text))))
+    done = await talk.last()
+    assert isinstance(done, Done)
+    assert (talk.text, done.finish_reason) == ("some text", "stop")
+    assert done.usage.completion_tokens == sum(len(stage.ids(text)) for text in texts[:4])
+    assert (await decode.aborted()).request == talk.id
+
+
+async def test_a_death_in_the_same_turn_goes_on_after_what_came_before_it(stage: Stage) -> None:
+    decode, other = await stage.gpu("decode"), await stage.gpu("decode", 1)
+    talk = await stage.generate([1], max_tokens=5, temperature=0)
+    await eventually(lambda: not decode.work.empty() or not other.work.empty())
+    first, second = (decode, other) if not decode.work.empty() else (other, decode)
+    job = await first.got()
+    stage.service.inbox.take(first.frame(first.item(job, [10, 11])))
+    stage.service.dispatcher.lost(stage.service.view.seats[first.slot])
+    again = await second.got()
+    assert codec.unpack_tokens(again.prompt) == [1, 10, 11]
+    await second.emit(again, [12, 13, 14], "length")
+    assert isinstance(await talk.last(), Done)
+    assert talk.token_ids == [10, 11, 12, 13, 14]
+
+
+async def test_tokens_that_cannot_be_read_end_their_request_alone(stage: Stage) -> None:
+    decode = await stage.gpu("decode")
+    talks = [await stage.generate([1], max_tokens=5) for _ in range(2)]
+    jobs = {job.request: job for job in [await decode.got(), await decode.got()]}
+    broken, whole = (jobs[talk.id] for talk in talks)
+    items = [Item(broken.request, broken.attempt, 0, b"odd"), decode.item(whole, [10])]
+    await decode.send(whole, decode.frame(*items))
+    error = await talks[0].last()
+    assert isinstance(error, Error) and error.code == 500
+    await decode.emit(whole, [11], "stop")
+    assert isinstance(await talks[1].last(), Done)
+    assert talks[1].token_ids == [10, 11]

@@ -213,7 +213,12 @@ class Embedder:
 
     # What comes back.
 
-    def receive(self, sender: str, item: Item) -> None:
+    def receive(self, sender: str, items: list[Item]) -> None:
+        """Take in a frame."""
+        for item in items:
+            self._received(sender, item)
+
+    def _received(self, sender: str, item: Item) -> None:
         """Take in what one part got."""
         part = self._parts.get(item.request)
         if part is None or part.attempt != item.attempt or part.seat is None or part.seat.incarnation != sender:
