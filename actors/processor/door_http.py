@@ -8,9 +8,10 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Final
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestHandler
 
@@ -47,23 +48,30 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
 class Reader:
-    """A job's sink whose owner, the connection's handler, comes and takes; `streams` says whether bit by bit."""
+    """A job's sink whose owner, the connection's handler, comes and takes; `streams` says whether bit by bit.
 
-    __slots__ = ("_streams", "_wake", "job")
+    Once there is a `flow`, what has come is given to it at once, and the owner is woken only when that says no, and at
+    the end.
+    """
+
+    __slots__ = ("_streams", "_wake", "flow", "job")
 
     def __init__(self, streams: bool) -> None:
         self._streams = streams
         self._wake: asyncio.Future[None] | None = None
         self.job: Outcome | None = None
+        self.flow: Callable[[], bool] | None = None
 
     def accepted(self, job: Outcome) -> None:
         """Note whose output this is."""
         self.job = job
 
     def grown(self, job: Outcome) -> None:
-        """Wake the owner, if it wants to know."""
-        if self._streams:
-            self._ring()
+        """Let it flow, or wake the owner, if it wants to know; an owner that is awake will see for itself."""
+        if not self._streams or self._wake is None or self._wake.done():
+            return
+        if self.flow is None or not self.flow():
+            self._wake.set_result(None)
 
     def ended(self, job: Outcome) -> None:
         """Wake the owner."""
@@ -75,7 +83,7 @@ class Reader:
         self._ring()
 
     async def wait(self) -> None:
-        """Wait until there is something to take, or the last word."""
+        """Wait until there is something to take that does not flow by itself, or the last word."""
         self._wake = asyncio.get_running_loop().create_future()
         try:
             await self._wake
@@ -276,21 +284,19 @@ class HttpDoor:
             if last is not None:
                 data += b"".join([form.chunk(more) for more in _rest(job)])
                 data += form.end(last, include_usage) if isinstance(last, Done) else openai_form.error_chunk(last)
-            if last is not None:
-                await self._patiently(request, response.write_eof(data))
+                await self._write(request, response.write_eof(data), len(data))
                 return response
             if data:
-                await self._write(request, response, data)
+                await self._write(request, response.write(data), len(data))
+                if reader.flow is None and request.version >= HttpVersion11:
+                    reader.flow = partial(_flow, request.transport, job, form)
 
-    async def _write(self, request: web.BaseRequest, response: web.StreamResponse, data: bytes) -> None:
-        """Write to a client; one that reads nothing for too long is cut off."""
-        transport = request.transport
-        if transport is None:
-            raise ConnectionResetError("the client is gone")
-        if transport.get_write_buffer_size() + len(data) < UNREAD_BYTES:
-            await response.write(data)
+    async def _write(self, request: web.BaseRequest, writing: Awaitable[None], size: int) -> None:
+        """Let so many bytes be written to a client; one that reads nothing for too long is cut off."""
+        if request.transport is not None and request.transport.get_write_buffer_size() + size < UNREAD_BYTES:
+            await writing
         else:
-            await self._patiently(request, response.write(data))
+            await self._patiently(request, writing)
 
     async def _patiently(self, request: web.BaseRequest, writing: Awaitable[None]) -> None:
         """Let something be written that may have to wait for the client to read."""
@@ -345,8 +351,21 @@ class HttpDoor:
         return answer
 
 
+def _flow(transport: asyncio.Transport | None, job: Outcome, form: Form) -> bool:
+    """Write what has come for a stream whose headers are sent, as a chunk of HTTP/1.1, with nobody being woken for it.
+
+    Returns False where that cannot be done now: the client is gone, or has much that it has not read.
+    """
+    if transport is None or transport.is_closing() or transport.get_write_buffer_size() >= UNREAD_BYTES:
+        return False
+    data = b"".join([form.chunk(piece) for piece in _rest(job)])
+    if data:
+        transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+    return True
+
+
 def _rest(job: Outcome) -> list[Piece]:
-    """Take what is left of a request that has had its last word: a piece a choice."""
+    """Take all that there is to take: a piece a choice."""
     pieces = []
     while (piece := job.take()) is not None:
         pieces.append(piece)

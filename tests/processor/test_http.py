@@ -9,6 +9,7 @@ import msgspec
 import openai
 import pytest
 
+from actors.processor.door_http import _flow
 from messages.submit import Done
 from tests.conftest import NatsServer, eventually
 from tests.processor.stage import SECONDS, Gpu, Stage, raised, refuse
@@ -234,3 +235,64 @@ async def test_both_doors_serve_at_once(stage: Stage) -> None:
     assert [status for status, *_ in answers] == [200] * 5
     for talk in talks:
         assert isinstance(await talk.last(), Done)
+
+
+async def raw_stream(stage: Stage, version: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Ask for a stream over a connection whose reading is the test's."""
+    assert stage.http.address is not None
+    host, port = stage.http.address.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port), limit=1_024)
+    body = msgspec.json.encode(TEXT | {"stream": True})
+    head = f"POST /v1/completions HTTP/{version}\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+    writer.write(head.encode() + body)
+    return reader, writer
+
+
+def streamed(body: bytes) -> str:
+    """Put the texts of a stream's events together; each event is whole, and the last one is the end."""
+    *events, end, nothing = body.split(b"\n\n")
+    assert (end, nothing) == (b"data: [DONE]", b"")
+    return "".join(msgspec.json.decode(event.removeprefix(b"data: "))["choices"][0]["text"] for event in events)
+
+
+async def test_a_stream_for_a_client_of_http_1_0_has_no_chunks(stage: Stage) -> None:
+    await answering(stage, "a ", "b ", "c")
+    reader, writer = await raw_stream(stage, "1.0")
+    async with asyncio.timeout(SECONDS):
+        head, _, body = (await reader.read(-1)).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.0 200") and b"chunked" not in head.lower()
+    assert streamed(body) == "a b c"
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_a_client_that_reads_late_gets_all_of_it_in_order(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it has not read piles up in the sockets, then here, and goes out when it reads again."""
+    flowed: list[bool] = []
+
+    def flow(*of: Any) -> bool:
+        flowed.append(_flow(*of))
+        return flowed[-1]
+
+    monkeypatch.setattr("actors.processor.door_http._flow", flow)
+    decode = await stage.gpu("decode")
+    reader, writer = await raw_stream(stage, "1.1")
+    job = await decode.got()
+    words = [f"{number} " for number in range(400)]
+    for word in words:
+        await decode.emit(job, stage.ids(word) * 8_000)
+    await eventually(lambda: False in flowed)
+    await decode.emit(job, [], "stop")
+    await eventually(lambda: len(stage.service.journal) == 0)
+    async with asyncio.timeout(SECONDS):
+        head, _, rest = (await reader.read(-1)).partition(b"\r\n\r\n")
+    assert b"chunked" in head and True in flowed
+    body, size, at = [], 1, 0
+    while size:
+        end = rest.index(b"\r\n", at)
+        size = int(rest[at:end], 16)
+        body.append(rest[end + 2 : end + 2 + size])
+        at = end + 4 + size
+    assert streamed(b"".join(body)) == "".join(word * 8_000 for word in words)
+    writer.close()
+    await writer.wait_closed()

@@ -200,9 +200,8 @@ class EmbedHttpDoor(HttpDoor):
         await response.prepare(request)
         begin = b'{"object":"list","data":['
         for first in range(0, count, each):
-            await self._write(
-                request, response, begin + b",".join(_entries(embedding, first, each, as_base64=as_base64))
-            )
+            data = begin + b",".join(_entries(embedding, first, each, as_base64=as_base64))
+            await self._write(request, response.write(data), len(data))
             begin = b","
             await asyncio.sleep(0)
         await self._patiently(request, response.write_eof(b"]," + tail))
