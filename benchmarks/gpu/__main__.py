@@ -57,7 +57,8 @@ def about() -> dict[str, Any]:
 async def run_part(name: str, options: argparse.Namespace) -> bool:
     """Run one part within its budget; gives whether it went well."""
     sized = f"{name}-{options.size}" + (f"-{options.label}" if options.label else "")
-    result = Result(options.out / f"{sized}.json", {"part": name, "size": options.size} | about())
+    asked = {"environment": options.env, "publisher": not options.no_publisher}
+    result = Result(options.out / f"{sized}.json", {"part": name, "size": options.size} | asked | about())
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="gpu-") as folder:
         context = Context(
@@ -67,6 +68,9 @@ async def run_part(name: str, options: argparse.Namespace) -> bool:
             scratch=Path(folder),
             end=began + options.budget,
             quick=options.device == "cpu" or options.quick,
+            env=dict(each.split("=", 1) for each in options.env),
+            publisher=not options.no_publisher,
+            cells=options.cell,
         )
         try:
             async with asyncio.timeout(options.budget + GRACE):
@@ -87,6 +91,11 @@ def _gpus(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
+def _cell(text: str) -> tuple[int, int, int]:
+    length, tokens, at_once = map(int, text.split(","))
+    return length, tokens, at_once
+
+
 def _options() -> Any:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu",
@@ -100,6 +109,14 @@ def _options() -> Any:
     parser.add_argument("--budget", type=float, default=300.0, help="seconds that each part may take")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "gpu", help="folder of results")
     parser.add_argument("--label", default="", help="goes into the result's name")
+    parser.add_argument(
+        "--env", action="append", default=[], metavar="NAME=VALUE", help="a variable for every engine of a cluster"
+    )
+    parser.add_argument("--no-publisher", action="store_true", help="clusters without KV events and load figures")
+    parser.add_argument(
+        "--cell", action="append", default=[], type=_cell, metavar="IN,OUT,AT_ONCE",
+        help="overhead: only this cell (again for more), round after round until the budget ends",
+    )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="as few of everything as in a rehearsal")
     return parser.parse_args()
 

@@ -34,7 +34,7 @@ async def measure(context: Context, result: Result) -> None:
     door = {"count": context.pick(2, 1), "http": {"port": 0}}
     args = {"cuda_graph_max_bs_decode": 64}
     model = context.model(MODEL, {"processor": door, "decode": {"capacity": context.pick(256, 8)}}, args=args)
-    async with cluster(context.scratch / "troupe", {"models": [model]}, min(260, context.left - 30)) as running:
+    async with cluster(context.scratch / "troupe", context.config([model]), min(260, context.left - 30)) as running:
         result.data["start s"] = round(running.seconds, 1)
         folder = context.scratch / "aiperf"
         words = command(context, running.http(MODEL), str(model["tokenizer"]), folder)

@@ -25,7 +25,9 @@ ARGS = {"chunked_prefill_size": 40_960, "max_prefill_tokens": 40_960}
 async def measure(context: Context, result: Result) -> None:
     """Start everything, compare, then time."""
     two = context.cuda and context.size == "0.6b"
-    async with cluster(context.scratch / "apart", {"models": _models(context, two)}, wait=context.left - 60) as troupe:
+    async with cluster(
+        context.scratch / "apart", context.config(_models(context, two)), wait=context.left - 60
+    ) as troupe:
         result.data["start s"] = troupe.seconds
         result.data["slots"] = {
             name: {"load s": one.load_seconds, "stages": one.stages, "KV blocks": one.total_blocks, "gpus": one.gpus}

@@ -31,7 +31,7 @@ async def measure(context: Context, result: Result) -> None:
         {"processor": DOOR, "prefill": engines(context, SHARE, 0), "decode": engines(context, SHARE, 1)},
     )
     models = [own | {"name": name, "cast": cast} for name, cast in zip(MODELS, casts, strict=True)]
-    async with cluster(context.scratch / "chat", {"models": models}, wait=context.left - 40) as troupe:
+    async with cluster(context.scratch / "chat", context.config(models), wait=context.left - 40) as troupe:
         result.data["start s"] = troupe.seconds
         await ask(context, result, troupe, MODELS, context.pick(50, 2))
 

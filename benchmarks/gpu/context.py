@@ -3,7 +3,7 @@
 import json
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,12 @@ def without_paths(text: str) -> str:
 
 @dataclass
 class Context:
-    """What a part may use. `gpus` are the indices on this machine (`CUDA_VISIBLE_DEVICES` is set to them already),
-    `scratch` an empty folder of the part's own, `end` the monotonic time at which it should be done."""
+    """What a part may use.
+
+    `gpus` are the indices on this machine (`CUDA_VISIBLE_DEVICES` is set to them already), `scratch` an empty folder of
+    the part's own, `end` the monotonic time at which it should be done. `env` is for every engine of a cluster,
+    `publisher` says whether clusters have one; `cells` are those asked for (tokens in, tokens out, at once).
+    """
 
     device: str
     size: str
@@ -42,6 +46,13 @@ class Context:
     scratch: Path
     end: float
     quick: bool
+    env: dict[str, str] = field(default_factory=dict)
+    publisher: bool = True
+    cells: list[tuple[int, int, int]] = field(default_factory=list)
+
+    def config(self, models: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+        """A cluster's configuration."""
+        return {"models": models, "publisher": {"enabled": self.publisher}} | more
 
     @property
     def left(self) -> float:
@@ -69,7 +80,7 @@ class Context:
         """
         args = more.pop("args", {})
         base: dict[str, Any] = {"name": name, "engine": "sglang", "device": self.device, "load_deadline": 400}
-        base |= {"engine_tokenizer": False, "cast": cast}
+        base |= {"engine_tokenizer": False, "cast": cast, "env": self.env}
         if self.cuda:
             folder = str(model_folder(self.scratch, self.size))
             base |= {"path": folder, "tokenizer": folder, "context_length": 8_192, "args": CUDA_ARGS | args}

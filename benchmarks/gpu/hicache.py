@@ -47,7 +47,7 @@ async def measure(context: Context, result: Result) -> None:
     asked = prompts(77, context.pick(COUNT, 3), *(context.pick(LENGTH, 300),) * 2, context.vocabulary)
     rows: list[dict[str, Any]] = []
     result.data["rounds"] = rows
-    async with cluster(context.scratch / "hicache", {"models": models}, wait=context.left - 60) as troupe:
+    async with cluster(context.scratch / "hicache", context.config(models), wait=context.left - 60) as troupe:
         result.data["start s"] = troupe.seconds
         known = await registered(troupe)
         result.data["KV blocks"] = {name: [one.total_blocks, one.block_size] for name, one in known.items()}

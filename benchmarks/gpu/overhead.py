@@ -15,6 +15,9 @@ POOL = {"0.6b": 294_912, "8b": 147_456}
 START = 330.0
 """Seconds until all three must be there; the first on a machine compile their kernels."""
 
+ROUNDS = 40
+"""How often a cell that was asked for is measured, if there is time."""
+
 REST = 12.0
 """Seconds to be left for another round."""
 
@@ -37,8 +40,13 @@ LAST = (Cell(2_000, 128, 512),)
 REHEARSAL = (Cell(16, 8, 4, 2), Cell(64, 8, 1))
 
 
-def order(quick: bool) -> list[tuple[Cell, int]]:
-    """The rounds in the order in which they are made: what tells most first, since time may end."""
+def order(quick: bool, cells: list[tuple[int, int, int]]) -> list[tuple[Cell, int]]:
+    """The rounds in the order in which they are made: what tells most first, since time may end.
+
+    Cells that were asked for are measured again and again; alone, a stream is too short for one wave.
+    """
+    if cells:
+        return [(Cell(*cell, 3 if cell[2] == 1 else 1), number) for number in range(ROUNDS) for cell in cells]
     if quick:
         return [(cell, number) for cell in REHEARSAL for number in range(2)]
     firsts = [(cell, number) for cell in TELLING for number in range(3)]
@@ -69,11 +77,12 @@ async def measure(context: Context, result: Result) -> None:
         result.data["start s"] = round(time.monotonic() - began, 1)
         await _warm_up(context, ways, result)
         profiled = False
-        for cell, number in order(context.quick):
+        for cell, number in order(context.quick, context.cells):
             if context.left < REST:
                 result.data["not measured from"] = f"{cell}, round {number}"
                 break
-            asked = number == 0 and cell != TELLING[0] and context.cuda and "troupe nats" in ways
+            wanted = number == 0 and cell != TELLING[0] and not context.cells
+            asked = wanted and context.cuda and "troupe nats" in ways
             if asked and not profiled:
                 profiled = True
                 result.data["profile"] = await profile.take(context, ways["troupe nats"])

@@ -104,7 +104,7 @@ async def stage_of(context: Context, result: Result, fixed: bool, more: dict[str
         port = {"disaggregation_bootstrap_port": FIXED_PORT}
         pair = pair | {"prefill": engines(context, share, args=port)}
         models.append(context.model("fixed", pair, **graphs, **more))
-    config = {"models": models, "restart": RESTART}
+    config = context.config(models, restart=RESTART)
     async with (
         watched(context.gpus[0]) as memory,
         cluster(context.scratch / "restarts", config, wait=context.left - 60) as troupe,

@@ -20,7 +20,7 @@ async def measure(context: Context, result: Result) -> None:
     cast = {"processor": {"http": {"port": 0}}, "decode": {"capacity": context.pick(256, 16)} | share}
     models = [context.model(name, cast, engine_tokenizer=on) for name, on in KINDS.items()]
     wait = min(300.0, context.left - 30)
-    async with cluster(context.scratch / "troupe", {"models": models}, wait) as running, AsyncExitStack() as stack:
+    async with cluster(context.scratch / "troupe", context.config(models), wait) as running, AsyncExitStack() as stack:
         result.data |= {"start s": round(running.seconds, 1), "runs": [], "medians": []}
         url = ",".join(running.status.nats)
         ways = {}

@@ -95,7 +95,7 @@ async def measure(context: Context, result: Result) -> None:
 async def _try(
     context: Context, result: Result, name: str, model: dict[str, Any], slots: dict[str, str], steps: list[Step]
 ) -> None:
-    config = {"models": [model], "restart": RESTART}
+    config = context.config([model], restart=RESTART)
     found: dict[str, Any] = {}
     result.data[name] = found
     try:

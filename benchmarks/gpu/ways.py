@@ -64,8 +64,7 @@ def model_of(context: Context, args: dict[str, Any], **more: Any) -> dict[str, A
 @contextlib.asynccontextmanager
 async def troupe(context: Context, model: dict[str, Any], wait: float, loaders: int) -> AsyncIterator[dict[str, Way]]:
     """Run a cluster; gives its two ways by name."""
-    config = {"models": [model]}
-    async with cluster(context.scratch / "troupe", config, wait) as running, AsyncExitStack() as stack:
+    async with cluster(context.scratch / "troupe", context.config([model]), wait) as running, AsyncExitStack() as stack:
         doers = doers_of(running, ALIAS)
         urls = {"nats": ",".join(running.status.nats), "completions": running.http(ALIAS)}
         ways = {}
