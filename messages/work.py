@@ -48,11 +48,15 @@ class Sampling(Struct, kw_only=True, omit_defaults=True):
 
 
 class Bootstrap(Struct, kw_only=True):
-    """Where decode meets prefill, and the id of their one meeting (a number below 2**63)."""
+    """Where decode meets prefill, and the id of their one meeting (a number below 2**63).
+
+    `generation` is prefill's, by which its lives are told apart where they have the same address; 0 for no one's.
+    """
 
     host: str
     port: int
     room: int
+    generation: int = 0
 
 
 class Conversation(Struct, kw_only=True, omit_defaults=True):

@@ -35,7 +35,7 @@ from actors.engines.places import Places, prepare
 from actors.engines.sglang_arguments import arguments
 from actors.engines.sglang_embedding import cut, vectors
 from actors.engines.sglang_files import files_of
-from actors.engines.sglang_form import beginning, finish_of, ranked, ranked_prompt, sampling_params
+from actors.engines.sglang_form import beginning, finish_of, meeting_place, ranked, ranked_prompt, sampling_params
 from actors.engines.sglang_telemetry import Loads, sources_of, use_metrics_folder
 from actors.engines.sglang_tongue import SglangTongue
 from actors.engines.sglang_verbs import SglangVerbs
@@ -272,12 +272,7 @@ class SglangEngine(Engine):
             # From a start of 0 SGLang gives those of the prompt, too, for which it computes the whole of it again.
             fields |= {"return_logprob": True, "top_logprobs_num": ranks, "logprob_start_len": 0 if of_prompt else -1}
         if asked.bootstrap is not None:
-            meeting = asked.bootstrap
-            fields |= {
-                "bootstrap_host": meeting.host,
-                "bootstrap_port": meeting.port,
-                "bootstrap_room": meeting.room,
-            }
+            fields |= meeting_place(asked.bootstrap, prefills=self._side == "prefill")
         if asked.dp_rank is not None and self._info.dp_ranks > 1:
             fields[self._rank_field] = asked.dp_rank
         async for chunk in await self._engine.async_generate(**fields):

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from messages.codec import Ranked
 from messages.frames import Finish
-from messages.work import Sampling
+from messages.work import Bootstrap, Sampling
 
 MESSAGE_LENGTH: Final = 500
 _SOURCE: Final = re.compile(r"\[\d\d:\d\d:\d\d\] \S+\.cc:\d+: ")
@@ -32,6 +32,20 @@ def sampling_params(sampling: Sampling, *, prefills: bool) -> dict[str, Any]:
         "regex": sampling.regex,
         "ebnf": sampling.ebnf,
     }
+
+
+def meeting_place(meeting: Bootstrap, *, prefills: bool) -> dict[str, Any]:
+    """Say where the two sides meet, in SGLang's words.
+
+    SGLang's decode side remembers prefills by their address, and finds out by a heartbeat each 5 s, of which two must
+    fail, that one is gone (`common/conn.py`, `connection_pool` and `heartbeat_checker`, 0.5.17 to 0.5.23). One that is
+    back on the same port before that is sent to where the dead one listened, and the request hangs. So decode is given
+    an address for each life: its generation as a URL's user name, which SGLang's bootstrap server does not look at.
+    """
+    host = meeting.host
+    if meeting.generation and not prefills:
+        host = f"g{meeting.generation}@" + (f"[{host}]" if ":" in host else host)
+    return {"bootstrap_host": host, "bootstrap_port": meeting.port, "bootstrap_room": meeting.room}
 
 
 def finish_of(meta: dict[str, Any], *, prefills: bool, aborted: bool) -> Finish | None:

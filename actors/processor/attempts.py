@@ -28,7 +28,7 @@ def works(
     meeting = first = None
     if prefill is not None and prefill.registration.bootstrap is not None:
         host, port = prefill.registration.bootstrap
-        meeting = Bootstrap(host=host, port=port, room=room)
+        meeting = Bootstrap(host=host, port=port, room=room, generation=prefill.registration.generation)
         first = Prefill(
             request=job.id,
             attempt=job.attempt,

@@ -6,8 +6,10 @@ import time
 from asyncio import to_thread
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 
+from actors.engines.sglang_arguments import free_port
 from tests.cluster.load import Load
 from tests.cluster.stage import back, configuration, kill, loaded, running, scheduler
 from tests.supervisor.cluster import Cluster
@@ -22,8 +24,11 @@ PREFILL, DECODE = "demo-prefill-0", "demo-decode-0"
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """The cluster of configs/demo.yaml."""
-    yield from running(tmp_path_factory.mktemp("demo"), configuration("demo.yaml"), seconds=180)
+    """The cluster of configs/demo.yaml, with a bootstrap port that stays the same, as behind a firewall."""
+    config = msgspec.yaml.decode(configuration("demo.yaml"))
+    prefill = config["models"][0]["cast"]["prefill"]
+    prefill["args"] = {"disaggregation_bootstrap_port": free_port("127.0.0.1")}
+    yield from running(tmp_path_factory.mktemp("demo"), config, seconds=180)
 
 
 async def strike_scheduler(cluster: Cluster, load: Load, slot: str, number: signal.Signals = signal.SIGKILL) -> None:
@@ -42,6 +47,14 @@ async def test_actors_and_schedulers_are_killed_and_one_is_stopped(cluster: Clus
         await strike_scheduler(cluster, load, PREFILL)
         await strike_scheduler(cluster, load, DECODE, signal.SIGSTOP)
     assert any(record.attempts > 1 for record in load.records), "no stream was hit"
+
+
+async def test_a_prefill_that_is_back_on_the_same_port_is_met_there_and_decode_stays_as_it_is(cluster: Cluster) -> None:
+    async with loaded(cluster, PROMPTS, tokens=TOKENS, nats=4, http=2, limit=LIMIT) as load:
+        decode = await to_thread(cluster.record, DECODE)
+        for _ in range(2):
+            await kill(cluster, load, PREFILL)
+    assert await to_thread(cluster.record, DECODE) == decode
 
 
 @pytest.mark.long
