@@ -2,7 +2,7 @@
 
 Life of an attempt: `place` chooses the seats and asks them. A seat that refuses, is not there or stays silent leads at
 once to the next attempt elsewhere, and to the line of those who wait if there is no other. When both have accepted,
-frames come (`receive`) until a finish; what they bring within one turn of the loop is read together (`read`). Whatever
+frames come (`receive`) until a finish; what those that came together have brought is read together (`read`). Whatever
 ends an attempt before, the other side is told to abort. What is at a seat that is suspected to hang (`doubted`) goes
 elsewhere as soon as somebody is there; until then it stays, and goes on where it is if the seat comes back.
 """
@@ -35,10 +35,7 @@ CRASHES: Final = 2
 
 
 class Dispatcher:
-    """All attempts of one processor. `disaggregated` says whether the model's cast has prefill actors.
-
-    `soon` has something called in the loop's next turn.
-    """
+    """All attempts of one processor. `disaggregated` says whether the model's cast has prefill actors."""
 
     def __init__(
         self,
@@ -52,7 +49,6 @@ class Dispatcher:
         max_payload: int,
         disaggregated: bool,
         now: Callable[[], float],
-        soon: Callable[[Callable[[], None]], object],
         chance: random.Random | None = None,
     ) -> None:
         self._view = view
@@ -65,14 +61,12 @@ class Dispatcher:
         self._max_payload = max_payload
         self._disaggregated = disaggregated
         self._now = now
-        self._soon = soon
         self._chance = chance or random.Random()
         self._at: dict[str, dict[str, Job]] = {}
         self._work: dict[str, str] = {}
         self._uneasy: dict[str, Job] = {}
         self._fled: dict[str, dict[str, Job]] = {}
         self._fresh: dict[str, Job] = {}
-        self._reading = False
         self.waiting: dict[str, Job] = {}
         self.attempts = 0
 
@@ -171,7 +165,7 @@ class Dispatcher:
     # What comes back.
 
     def receive(self, sender: str, items: list[Item]) -> None:
-        """Take in a frame. Most of it are tokens of plain jobs: these are put aside, and `read` a moment later.
+        """Take in a frame. Most of it are tokens of plain jobs: these are put aside until `read` is called.
 
         The loop runs once a token: it is most of what a processor has to do.
         """
@@ -195,13 +189,9 @@ class Dispatcher:
             leg = job.prefill
             if leg is not None and leg.seat.incarnation == sender and not leg.done and item.finish is not None:
                 self._prefilled(job, leg, item, item.finish)
-        if fresh and not self._reading:
-            self._reading = True
-            self._soon(self.read)
 
     def read(self) -> None:
-        """Read what the frames of this turn of the loop have brought, and tell those who wait for it."""
-        self._reading = False
+        """Read what the frames have brought since the last time, and tell those who wait for it."""
         fresh, self._fresh = self._fresh, {}
         for job in fresh.values():
             if job.over:

@@ -87,7 +87,6 @@ class Service:
             max_payload=bus.max_payload,
             disaggregated="prefill" in model.cast,
             now=self.loop.time,
-            soon=self.loop.call_soon,
         )
         self.line = Line(self.view, self.dispatcher, model.limits)
         self.inbox = Inbox(bus, self.post, subjects, incarnation, self.dispatcher.receive)
@@ -109,6 +108,7 @@ class Service:
         self._own(self.post.run)
         await self.asks.open()
         await self.inbox.open()
+        self._bus.after_reading(self.dispatcher.read)
         await self._bus.subscribe(self._subjects.heartbeats, self._on_heartbeat)
         await self._bus.take_at_once(self._subjects.owns, self._on_own)
         self._bus.on_lost(self.view.away)

@@ -103,12 +103,13 @@ async def test_a_restart_of_nats_loses_nothing(stage: Stage, nats_server: NatsSe
     assert talk.token_ids == [10, 11, 12]
 
 
-async def test_what_comes_within_a_turn_of_the_loop_is_told_as_one(stage: Stage) -> None:
+async def test_what_comes_together_is_told_as_one(stage: Stage) -> None:
     decode = await stage.gpu("decode")
     talk = await stage.complete("x", max_tokens=9)
     job = await decode.got()
     for text in ("so", "me ", "text"):
         stage.service.inbox.take(decode.frame(decode.item(job, stage.ids(text))))
+    stage.service.dispatcher.read()
     await talk.tokens_come(len(stage.ids("so") + stage.ids("me ") + stage.ids("text")))
     assert [delta.text for delta in talk.deltas] == ["some text"]
     await decode.emit(job, [], "stop")
@@ -118,7 +119,7 @@ async def test_what_comes_within_a_turn_of_the_loop_is_told_as_one(stage: Stage)
     assert stage.service.traffic().kinds["completion"].completion_tokens == len(talk.token_ids)
 
 
-async def test_an_end_in_the_same_turn_loses_nothing_of_what_came_before_it(stage: Stage) -> None:
+async def test_an_end_that_comes_together_with_tokens_loses_nothing_of_what_came_before_it(stage: Stage) -> None:
     decode = await stage.gpu("decode")
     talk = await stage.generate([1], max_tokens=9)
     job = await decode.got()
@@ -129,13 +130,14 @@ async def test_an_end_in_the_same_turn_loses_nothing_of_what_came_before_it(stag
     assert (talk.token_ids, done.finish_reason, done.usage.completion_tokens) == ([10, 11, 12], "length", 3)
 
 
-async def test_a_stop_string_in_the_middle_of_a_turn_cuts_what_came_after_it(stage: Stage) -> None:
+async def test_a_stop_string_in_the_middle_of_what_comes_together_cuts_what_came_after_it(stage: Stage) -> None:
     decode = await stage.gpu("decode")
     talk = await stage.complete("x", stop=["END"], max_tokens=50)
     job = await decode.got()
     texts = ["some text", "E", "N", "D", " and more", " and more"]
     for text in texts:
         stage.service.inbox.take(decode.frame(decode.item(job, stage.ids(text))))
+    stage.service.dispatcher.read()
     done = await talk.last()
     assert isinstance(done, Done)
     assert (talk.text, done.finish_reason) == ("some text", "stop")
@@ -143,7 +145,7 @@ async def test_a_stop_string_in_the_middle_of_a_turn_cuts_what_came_after_it(sta
     assert (await decode.aborted()).request == talk.id
 
 
-async def test_a_death_in_the_same_turn_goes_on_after_what_came_before_it(stage: Stage) -> None:
+async def test_a_death_before_tokens_are_read_goes_on_after_them(stage: Stage) -> None:
     decode, other = await stage.gpu("decode"), await stage.gpu("decode", 1)
     talk = await stage.generate([1], max_tokens=5, temperature=0)
     await eventually(lambda: not decode.work.empty() or not other.work.empty())
