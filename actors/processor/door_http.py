@@ -54,17 +54,15 @@ class Reader:
     the end.
     """
 
-    __slots__ = ("_streams", "_wake", "flow", "job")
+    __slots__ = ("_streams", "_wake", "flow")
 
     def __init__(self, streams: bool) -> None:
         self._streams = streams
         self._wake: asyncio.Future[None] | None = None
-        self.job: Outcome | None = None
         self.flow: Callable[[], bool] | None = None
 
     def accepted(self, job: Outcome) -> None:
-        """Note whose output this is."""
-        self.job = job
+        """Do nothing: the owner hears of it as well."""
 
     def grown(self, job: Outcome) -> None:
         """Let it flow, or wake the owner, if it wants to know; an owner that is awake will see for itself."""
@@ -206,6 +204,8 @@ class HttpDoor:
                 return await self._stream(request, reader, job, form, usage, headers)
             return await self._whole(request, reader, job, form, headers)
         finally:
+            # It holds the job, which holds the reader: none of them is to wait for the garbage collector.
+            reader.flow = None
             if not job.over:
                 self._service.cancel(job.id)
 
