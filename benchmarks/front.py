@@ -1,6 +1,6 @@
 """What does everything in front of the engine cost? Troupe with an infinitely fast simulated engine over HTTP.
 
-    python -m benchmarks.front [--at 1 16 64] [--requests 600] [--rounds 5] [--against FOLDER]
+    python -m benchmarks.front [--at 1 16 64] [--requests 600] [--rounds 5] [--starts 1] [--against FOLDER]
 
 Chat requests of about 128 tokens in, 64 out, streamed; the client in its own process, TCP_NODELAY both ways; beside
 it, interleaved in the same run, a bare gateway (`bare_gateway.py`). Everything shares the machine's cores.
@@ -32,6 +32,8 @@ from messages import procfs
 
 TOKENIZER = ROOT / "models" / "tiny"
 TOKENS_OUT = 64
+KINDS: dict[str, bool] = {"aggregated": False, "prefill + decode": True}
+"""The clusters that are measured, and whether they have prefill actors."""
 THIS, THAT = "this", "that"
 """What the two checkouts are called in a comparison."""
 
@@ -211,6 +213,9 @@ def main() -> None:
         "--requests", type=int, default=600, help="requests in each measurement (a quarter of it for one at once)"
     )
     parser.add_argument("--rounds", type=int, default=5, help="rounds over all systems")
+    parser.add_argument(
+        "--starts", type=int, default=1, help="how often all are started anew: one start may run better than another"
+    )
     parser.add_argument("--name", help="name of the result's file (front, or front-against)")
     parser.add_argument("--against", type=Path, metavar="FOLDER", help="another checkout, to be compared with")
     parser.add_argument("--client", nargs=4, metavar=("PORT", "AT", "COUNT", "FILE"), help=argparse.SUPPRESS)
@@ -223,26 +228,34 @@ def main() -> None:
     if options.against is not None and not (options.against / "supervisor").is_dir():
         raise SystemExit(f"--against {options.against}: not a checkout of Troupe, there is no supervisor/ in it")
     about = machine()
-    with contextlib.ExitStack() as stack:
-        kinds = {"aggregated": False, "prefill + decode": True}
-        if options.against is None:
-            systems = {"bare gateway": stack.enter_context(bare())}
-            systems |= {f"troupe, {kind}": stack.enter_context(troupe(prefill)) for kind, prefill in kinds.items()}
-        else:
-            systems = {
-                f"{who}, {kind}": stack.enter_context(troupe(prefill, code=code))
-                for kind, prefill in kinds.items()
-                for who, code in {THAT: options.against.resolve(), THIS: ROOT}.items()
-            }
-        runs = _rounds(systems, options)
+    runs: list[dict[str, Any]] = []
+    for start in range(options.starts):
+        with started(options.against) as systems:
+            runs += [{"start": start} | run for run in _rounds(systems, options)]
     medians = [_median([run for run in runs if (run["system"], run["at once"]) == key]) for key in _keys(runs)]
     result = {"machine": about, "runs": runs, "medians": medians}
     if options.against is None:
         _show(medians, options.at[-1])
     else:
-        result |= {"against": _commit(options.against), "ratios": (ratios := _ratios(runs, list(kinds)))}
+        result |= {"against": _commit(options.against), "ratios": (ratios := _ratios(runs))}
         print(table(ratios))
     save(options.name or ("front" if options.against is None else "front-against"), result)
+
+
+@contextlib.contextmanager
+def started(against: Path | None) -> Iterator[dict[str, System]]:
+    """Start everything that is measured side by side, by name."""
+    with contextlib.ExitStack() as stack:
+        if against is None:
+            systems = {"bare gateway": stack.enter_context(bare())}
+            systems |= {f"troupe, {kind}": stack.enter_context(troupe(prefill)) for kind, prefill in KINDS.items()}
+        else:
+            systems = {
+                f"{who}, {kind}": stack.enter_context(troupe(prefill, code=code))
+                for kind, prefill in KINDS.items()
+                for who, code in {THAT: against.resolve(), THIS: ROOT}.items()
+            }
+        yield systems
 
 
 def _rounds(systems: dict[str, System], options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -260,25 +273,30 @@ def _rounds(systems: dict[str, System], options: argparse.Namespace) -> list[dic
 
 def _show(medians: list[dict[str, Any]], most_at_once: int) -> None:
     print(
-        table([{key: value for key, value in row.items() if key not in ("round", "CPU", "RSS MiB")} for row in medians])
+        table(
+            [
+                {key: value for key, value in row.items() if key not in ("start", "round", "CPU", "RSS MiB")}
+                for row in medians
+            ]
+        )
     )
     for row in medians:
         if row["at once"] == most_at_once:
             print(row["system"], "CPU µs/token:", row["CPU"], "RSS MiB:", row["RSS MiB"])
 
 
-def _ratios(runs: list[dict[str, Any]], kinds: list[str]) -> list[dict[str, Any]]:
+def _ratios(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Compare the two checkouts round by round; a row for each kind and load, with the median over the rounds.
 
     Beside the requests a second stand the least and the most of the rounds.
     """
     rows = []
-    for kind in kinds:
+    for kind in KINDS:
         for at_once in sorted({run["at once"] for run in runs}):
             those, these = (
                 sorted(
                     (run for run in runs if run["system"] == f"{who}, {kind}" and run["at once"] == at_once),
-                    key=lambda run: int(run["round"]),
+                    key=lambda run: (int(run["start"]), int(run["round"])),
                 )
                 for who in (THAT, THIS)
             )
