@@ -79,7 +79,10 @@ Step = Callable[[Place], Awaitable[Any]]
 
 
 async def measure(context: Context, result: Result) -> None:
-    """Try all of it, of the pair first; a sleeper that does not start takes none of that with it."""
+    """Try all of it, of the pair first; a sleeper that does not start takes none of that with it.
+
+    Raises RuntimeError in the end where something did not start or went wrong.
+    """
     share = {"0.6b": 0.08, "8b": 0.25}[context.size]
     args: dict[str, Any] = {"cuda_graph_max_bs_decode": 8}
     apart = {"processor": DOOR, "prefill": engines(context, share), "decode": engines(context, share)}
@@ -90,6 +93,14 @@ async def measure(context: Context, result: Result) -> None:
     one = context.model("whole", whole, args=args | saver, probe=PROBE)
     await _try(context, result, "pair", pair, slots, [_probes, _flush, _pause, _profile])
     await _try(context, result, "whole", one, {"whole-decode-0": "whole"}, [_probes, _flush, _pause, _sleep, _profile])
+    failed = [f"{name}: {step}" for name in ("pair", "whole") for step in _failures(result.data[name])]
+    if failed:
+        raise RuntimeError("; ".join(failed))
+
+
+def _failures(found: dict[str, Any]) -> list[str]:
+    """What went wrong with one cluster."""
+    return [step for step, said in found.items() if step == "failed" or str(said).startswith("failed: ")]
 
 
 async def _try(
