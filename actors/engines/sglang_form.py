@@ -40,7 +40,8 @@ def meeting_place(meeting: Bootstrap, *, prefills: bool) -> dict[str, Any]:
     SGLang's decode side remembers prefills by their address, and finds out by a heartbeat each 5 s, of which two must
     fail, that one is gone (`common/conn.py`, `connection_pool` and `heartbeat_checker`, 0.5.17 to 0.5.23). One that is
     back on the same port before that is sent to where the dead one listened, and the request hangs. So decode is given
-    an address for each life: its generation as a URL's user name, which SGLang's bootstrap server does not look at.
+    an address for each life: its generation as a URL's user name, which SGLang's bootstrap server does not look at. On
+    a port that stays, decode goes on asking after the earlier lives, too: a small request each 5 s for each of them.
     """
     host = meeting.host
     if meeting.generation and not prefills:
