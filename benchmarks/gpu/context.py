@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.models import END_OF_TEXT, TINY, model_folder
+from benchmarks.rig import ROOT
 
 CUDA_ARGS: dict[str, Any] = {"load_format": "dummy", "random_seed": 1, "cuda_graph_max_bs_decode": 128}
 
@@ -28,7 +29,9 @@ class Result:
 
 def without_paths(text: str) -> str:
     """Leave out where this machine has its folders: a result is read elsewhere."""
-    return text.replace(f"{tempfile.gettempdir()}/", "TMP/").replace(f"{Path.home()}/", "~/")
+    for folder, name in ((ROOT, "."), (tempfile.gettempdir(), "TMP"), (Path.home(), "~")):
+        text = text.replace(f"{folder}/", f"{name}/")
+    return text
 
 
 @dataclass

@@ -20,10 +20,10 @@ from messages.bus import (
     ServiceError,
     SilentError,
     TakenError,
-    _Connection,
     error_headers,
 )
 from messages.config import Nats, Tls
+from messages.connection import Connection
 from tests.conftest import NatsServer, eventually
 from tests.messages.credentials import operator
 
@@ -237,7 +237,7 @@ async def test_a_watch_is_made_anew_after_a_restart_and_sees_what_changed_meanwh
 
 
 async def test_a_flush_waits_for_all_that_was_published_before_it(nats_server: NatsServer) -> None:
-    connection = _Connection()
+    connection = Connection()
     await connection.connect(nats_server.url)
     try:
         for _ in range(20):
