@@ -22,7 +22,7 @@ from tests.cluster.manager import Manager
 from tests.conftest import NatsServer
 from tests.supervisor.cluster import ROOT, Cluster, simulated
 
-ADDRESS_SPACE: Final = 3_000_000
+ADDRESS_SPACE: Final = 3_400_000
 """KiB, in which Python can import all of SGLang, and no engine can be made."""
 
 Scene = Callable[[Path], str]
@@ -204,6 +204,7 @@ def engine_memory(folder: Path) -> str:
     with nats(folder) as server:
         made = simulated()
         made["nats"] = {"url": server.url}
+        made["logs"] = {"format": "text"}
         path = str(ROOT / "models" / "troupe-small-chat")
         made["models"][0] |= {
             "spawn": "external",
